@@ -1,0 +1,1 @@
+"""Documents in, numpy batches out. Imports no jax."""

@@ -1,0 +1,1 @@
+"""Pure functions of (params, arrays, config). Imports jax only, never `data` or `train`."""

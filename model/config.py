@@ -1,0 +1,90 @@
+"""The architecture of a decoder as a frozen dataclass, and the legend of the shape suffixes.
+
+B batch rows, L query length, M key length, D model width, N query heads, G key-value heads,
+K head size, F feed-forward width, V vocabulary. A stacked layer parameter has the number of
+layers in front, which the suffix leaves out.
+"""
+
+import dataclasses
+
+REMAT_POLICIES = ("none", "full", "attention", "qkv_attention", "dots", "offload")
+ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "chunked", "pallas", "cudnn")
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """Llama 3's frequency scaling: https://github.com/meta-llama/llama-models, `apply_scaling`."""
+
+  factor: float
+  low_freq_factor: float
+  high_freq_factor: float
+  original_max_positions: int
+
+  def __post_init__(self):
+    if self.factor < 1 or self.high_freq_factor <= self.low_freq_factor:
+      raise ValueError(
+        f"model.rope_scaling has factor={self.factor}, low_freq_factor={self.low_freq_factor}, "
+        f"high_freq_factor={self.high_freq_factor}; factor must be >= 1 and high > low."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Architecture: everything that a checkpoint's weights depend on."""
+
+  vocab_size: int
+  d_model: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  d_ff: int
+  tie_embeddings: bool
+  qk_norm: bool
+  qkv_bias: bool
+  rope_theta: float
+  rope_scaling: RopeScaling | None
+  sliding_window: int | None
+  logit_softcap: float | None
+  norm_eps: float
+  embed_init_std: float
+
+  def __post_init__(self):
+    for name in ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1.")
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+        f"model.num_heads={self.num_heads} is not divisible by "
+        f"model.num_kv_heads={self.num_kv_heads}; every key-value head serves a whole group."
+      )
+    if self.head_dim < 2 or self.head_dim % 2:
+      raise ValueError(f"model.head_dim is {self.head_dim}; RoPE rotates pairs, so make it even.")
+    for name in ("sliding_window", "logit_softcap"):
+      value = getattr(self, name)
+      if value is not None and value <= 0:
+        raise ValueError(f"model.{name} is {value}; it must be positive, or None for off.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+  """How the same function is computed: nothing here changes what the weights mean."""
+
+  dtype: str
+  scan_layers: bool
+  remat: str
+  attention: str
+  reduce_gradients_in_fp32: bool
+  loss_chunks: int
+
+  def __post_init__(self):
+    _one_of("compute.dtype", self.dtype, ("float16", "bfloat16", "float32"))
+    _one_of("compute.attention", self.attention, ATTENTION_IMPLEMENTATIONS)
+    _one_of("compute.remat", self.remat, REMAT_POLICIES)
+    if self.loss_chunks < 1:
+      raise ValueError(f"compute.loss_chunks is {self.loss_chunks}; it must be at least 1.")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]):
+  if value not in known:
+    raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
