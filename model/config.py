@@ -7,7 +7,13 @@ layers in front, which the suffix leaves out.
 
 import dataclasses
 
-REMAT_POLICIES = ("none", "full", "attention", "qkv_attention", "dots", "offload")
+REMAT_POLICIES = ("none", "full", "selective")
+# Activations of a layer that a selective policy can save or offload, in the order of computation.
+# The last two of the attention are the kernel's own residuals: with both, it runs forward once.
+SAVABLE = (
+  "attention_norm", "query", "key", "value", "attention_out", "attention_lse", "attention_proj",
+  "mlp_norm", "mlp_gate", "mlp_up", "mlp_hidden",
+)
 ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "chunked", "pallas", "cudnn")
 
 
@@ -73,6 +79,8 @@ class ComputeConfig:
   dtype: str
   scan_layers: bool
   remat: str
+  remat_save: tuple[str, ...]
+  remat_offload: tuple[str, ...]
   attention: str
   reduce_gradients_in_fp32: bool
   loss_chunks: int
@@ -81,6 +89,14 @@ class ComputeConfig:
     _one_of("compute.dtype", self.dtype, ("float16", "bfloat16", "float32"))
     _one_of("compute.attention", self.attention, ATTENTION_IMPLEMENTATIONS)
     _one_of("compute.remat", self.remat, REMAT_POLICIES)
+    for name in ("remat_save", "remat_offload"):
+      for tensor in getattr(self, name):
+        _one_of(f"compute.{name}", tensor, SAVABLE)
+      if getattr(self, name) and self.remat != "selective":
+        raise ValueError(
+          f"compute.{name} is {getattr(self, name)} but compute.remat is {self.remat!r}; "
+          f"set compute.remat to 'selective', or leave {name} empty."
+        )
     if self.loss_chunks < 1:
       raise ValueError(f"compute.loss_chunks is {self.loss_chunks}; it must be at least 1.")
 
