@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -59,3 +60,83 @@ def _coerce(value, hint, path):
   if hint is Any or (isinstance(value, hint) and (hint is bool or not isinstance(value, bool))):
     return value
   raise ValueError(f"`{path}` is {value!r} ({type(value).__name__}); it must be {hint.__name__}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+  """One source of documents.
+
+  Attributes:
+    path: a file, a glob or any fsspec URL of JSONL or plain text files, or "embedded".
+    weight: the share of documents drawn from it, relative to the other sources' weights.
+  """
+
+  path: str
+  weight: float
+
+  def __post_init__(self):
+    if not (self.weight > 0 and math.isfinite(self.weight)):
+      raise ValueError(
+        f"weight={self.weight} of the source {self.path!r} must be a positive number; "
+        "remove the source to leave it out."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """What the batches are made of. Batch n is a pure function of these values and the seed.
+
+  Attributes:
+    sources: name -> SourceConfig.
+    tokenizer: a Hugging Face `tokenizer.json`, a sentencepiece `.model`, or "train".
+    vocab_size: of the tokenizer that "train" makes; it must be what the model's embedding has.
+    eot: the token that ends and starts documents, by its name in the tokenizer.
+    seq_len: tokens in a row.
+    batch_size: rows in a global batch.
+    streams: virtual streams; divides batch_size, and every host count divides it.
+    workers: processes that read and tokenize on each host; 0 is a thread in the same process.
+    prefetch: batches that are kept ready ahead of the step.
+    max_segments: the most documents in a row.
+    open_bins: rows that the packer of a stream fills at the same time.
+    heldout_fraction: the share of documents, by hash, that only evaluation sees.
+    dedup_threshold: Jaccard similarity of 5-word shingles from which two documents are duplicates,
+      of which one stays; null keeps all, for corpora that were deduplicated before.
+    max_bad_lines: how many malformed lines or files a source may have; they are skipped.
+  """
+
+  sources: dict[str, SourceConfig]
+  tokenizer: str
+  vocab_size: int
+  eot: str
+  seq_len: int
+  batch_size: int
+  streams: int
+  workers: int
+  prefetch: int
+  max_segments: int
+  open_bins: int
+  heldout_fraction: float
+  dedup_threshold: float | None
+  max_bad_lines: int
+
+  def __post_init__(self):
+    if not self.sources:
+      raise ValueError("data.sources is empty; name at least one source of documents.")
+    positive = ("seq_len", "batch_size", "streams", "prefetch", "max_segments", "open_bins")
+    for name in positive:
+      if getattr(self, name) < 1:
+        raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1.")
+    for name in ("workers", "max_bad_lines"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"data.{name}={getattr(self, name)} must not be negative.")
+    if self.batch_size % self.streams:
+      raise ValueError(
+        f"data.batch_size={self.batch_size} is not divisible by data.streams={self.streams}; "
+        "each stream fills an equal share of the rows."
+      )
+    if not 0 <= self.heldout_fraction < 1:
+      raise ValueError(f"data.heldout_fraction={self.heldout_fraction} must be in [0, 1).")
+    if self.dedup_threshold is not None and not 0.5 <= self.dedup_threshold <= 1:
+      raise ValueError(
+        f"data.dedup_threshold={self.dedup_threshold} must be in [0.5, 1], or null to keep all."
+      )
