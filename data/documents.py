@@ -1,0 +1,122 @@
+"""Random access to the documents of text and JSONL files, on disk or behind any fsspec URL."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import fsspec
+import numpy as np
+
+_JSONL_SUFFIXES = (".jsonl", ".json", ".ndjson")
+_COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".zip")
+_LOGGED_BAD_LINES = 20
+
+Span = tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+  """The files of a source, in order of their names, and the fsspec file system they are on."""
+
+  fs: Any
+  paths: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+  """Documents that are read by index, from any number of threads or processes at once.
+
+  Attributes:
+    files: where they are.
+    spans: int64 [N, 3], for each document the index of its file and its first and last + 1 byte.
+  """
+
+  files: Files
+  spans: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.spans)
+
+  def read(self, indices: Sequence[int] | np.ndarray) -> list[str]:
+    """The texts of the documents at `indices`."""
+    files, starts, stops = self.spans[np.asarray(indices, np.int64)].T.tolist()
+    paths = [self.files.paths[file] for file in files]
+    payloads = self.files.fs.cat_ranges(paths, starts, stops, on_error="raise")
+    return [_text(path, payload) for path, payload in zip(paths, payloads, strict=True)]
+
+  def select(self, keep: np.ndarray) -> "Documents":
+    """The documents where the boolean mask `keep` [N] is true."""
+    return dataclasses.replace(self, spans=self.spans[keep])
+
+
+def find(pattern: str) -> Files:
+  """The files that match a path, a glob or an fsspec URL.
+
+  Raises:
+    ValueError: none does, or one is compressed and so has no random access.
+  """
+  fs, path = fsspec.core.url_to_fs(pattern)
+  # A name with brackets in it is a name first, and a glob only if there is no such file.
+  paths = [path] if fs.isfile(path) else [p for p in fs.glob(path) if fs.isfile(p)]
+  if not paths:
+    raise ValueError(f"the source {pattern!r} matches no file; check the path or the glob.")
+  for found in paths:
+    if found.endswith(_COMPRESSED_SUFFIXES):
+      raise ValueError(f"{found} is compressed and has no random access; decompress it first.")
+  return Files(fs, tuple(sorted(paths)))
+
+
+def scan(files: Files, max_bad_lines: int) -> Iterator[tuple[Span, str]]:
+  """Yields the span and the text of every document of `files`, in order.
+
+  A line of a `.jsonl`, `.json` or `.ndjson` file is a document, with its text in the key `text`; any
+  other file is one document. Blank lines and empty texts are left out. A line that cannot be read
+  is skipped, and logged with its file and number.
+
+  Raises:
+    ValueError: there are more than `max_bad_lines` such lines.
+  """
+  bad = 0
+  for number, path in enumerate(files.paths):
+    for line, start, payload in _payloads(files.fs, path):
+      try:
+        text = _text(path, payload)
+      except ValueError as error:
+        bad += 1
+        if bad <= _LOGGED_BAD_LINES:
+          logging.warning("%s:%d: skipped: %s", path, line, error)
+        if bad > max_bad_lines:
+          raise ValueError(
+            f"{path}:{line}: {error}; {bad} bad lines are more than "
+            f"data.max_bad_lines={max_bad_lines}. Repair the file, or raise the limit."
+          ) from error
+        continue
+      if text:
+        yield (number, start, start + len(payload)), text
+  if bad:
+    logging.warning("skipped %d bad lines in %d files", bad, len(files.paths))
+
+
+def _payloads(fs, path: str) -> Iterator[tuple[int, int, bytes]]:
+  """Yields the line number, the byte offset and the bytes of each candidate document of a file."""
+  with fs.open(path, "rb") as file:
+    if not path.endswith(_JSONL_SUFFIXES):
+      yield 1, 0, file.read()
+      return
+    offset = 0
+    for line, payload in enumerate(file, start=1):
+      if payload.strip():
+        yield line, offset, payload
+      offset += len(payload)
+
+
+def _text(path: str, payload: bytes) -> str:
+  if not path.endswith(_JSONL_SUFFIXES):
+    return payload.decode("utf-8")
+  record = json.loads(payload)
+  if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+    raise ValueError("no JSON object with a string in the key `text`")
+  record["text"].encode("utf-8")  # JSON can spell half a surrogate pair, which is no text
+  return record["text"]
