@@ -51,6 +51,7 @@ class ModelConfig:
   rope_theta: float
   rope_scaling: RopeScaling | None
   sliding_window: int | None
+  attention_softcap: float | None
   logit_softcap: float | None
   norm_eps: float
   embed_init_std: float
@@ -66,7 +67,7 @@ class ModelConfig:
       )
     if self.head_dim < 2 or self.head_dim % 2:
       raise ValueError(f"model.head_dim is {self.head_dim}; RoPE rotates pairs, so make it even.")
-    for name in ("sliding_window", "logit_softcap"):
+    for name in ("sliding_window", "attention_softcap", "logit_softcap"):
       value = getattr(self, name)
       if value is not None and value <= 0:
         raise ValueError(f"model.{name} is {value}; it must be positive, or None for off.")

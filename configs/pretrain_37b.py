@@ -1,0 +1,31 @@
+"""The reference run: a 37.1B decoder, 1.8T tokens, 128 H100s, about 11 weeks.
+
+    python -m train.main --config configs/pretrain_37b.py --workdir=gs://... (on every node)
+
+Expected, as published: 52% model FLOPs utilization, 214,577 steps of 8,388,608 tokens. No machine of
+ours has run it. What the source leaves open (source weights, final learning rate, Adam's epsilon,
+initialization, QK-norm, z-loss, RoPE's theta) is marked "ours", here or in `configs/pretrain.py`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import pretrain
+
+
+def get_config() -> ConfigDict:
+  config = pretrain.get_config()
+  config.model.update(
+    vocab_size=65_536, d_model=8_192, num_layers=52, num_heads=64, num_kv_heads=8, d_ff=22_016
+  )
+  config.mesh.update(data=1, fsdp=128)
+  config.data.sources = {
+    # The weights are ours; the source names the kinds alone.
+    "commoncrawl": {"path": "corpus/commoncrawl/*.jsonl", "weight": 0.70},
+    "web": {"path": "corpus/web/*.jsonl", "weight": 0.18},
+    "academic": {"path": "corpus/academic/*.jsonl", "weight": 0.08},
+    "wikipedia": {"path": "corpus/wikipedia/*.jsonl", "weight": 0.04},
+  }
+  config.train.steps = 214_577  # 1.8e12 tokens / 8,388,608
+  config.train.microbatches = 8  # one row of 8,192 tokens a GPU
+  config.eval.batch_size = 128
+  return config

@@ -1,0 +1,79 @@
+"""Losses return sums and weights; whoever has all the sums divides, once."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from model import transformer
+from model.config import ComputeConfig, ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  """`z_loss` is the coefficient of log(Z)^2 (PaLM's is 1e-4); 0 turns it off."""
+
+  z_loss: float
+
+  def __post_init__(self):
+    if self.z_loss < 0:
+      raise ValueError(f"loss.z_loss is {self.z_loss}; it must be >= 0.")
+
+
+def cross_entropy(
+  params: dict,
+  hidden_BLD: jax.Array,
+  targets_BL: jax.Array,
+  config: ModelConfig,
+  compute: ComputeConfig,
+) -> tuple[jax.Array, jax.Array]:
+  """Negative log-likelihood of the targets in nats and log(Z), both fp32 [B,L].
+
+  The rows are taken in `compute.loss_chunks` chunks, whose logits are recomputed in the backward
+  pass, so that fp32 logits are held for one chunk only. A chunk is every n-th token of a row:
+  with the length sharded over devices, each of them has its share of every chunk.
+  """
+  batch, length = targets_BL.shape
+  chunks = compute.loss_chunks
+  if length % chunks:
+    raise ValueError(f"rows of {length} tokens are not divisible by compute.loss_chunks={chunks}.")
+
+  def chunk(_, inputs):
+    hidden_BCD, targets_BC = inputs
+    logits_BCV = transformer.logits(params, hidden_BCD, config, compute)
+    log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
+    target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+    return None, (log_z_BC - target_BC, log_z_BC)
+
+  def strided(x):
+    return jnp.moveaxis(x.reshape(batch, length // chunks, chunks, *x.shape[2:]), 2, 0)
+
+  with jax.named_scope("loss"):
+    _, outs = jax.lax.scan(
+      jax.checkpoint(chunk, prevent_cse=False), None, (strided(hidden_BLD), strided(targets_BL))
+    )
+  nll_BL, log_z_BL = (jnp.moveaxis(x, 0, 2).reshape(batch, length) for x in outs)
+  return nll_BL, log_z_BL
+
+
+def next_token_loss(
+  params: dict, batch: dict, key: jax.Array, config: ModelConfig, compute: ComputeConfig, z_loss
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The pretraining objective, summed over the batch.
+
+  Args:
+    batch: the arrays [B,L] that `data.batch` documents.
+    key: unused; a stage whose loss draws random numbers gets them from it.
+
+  Returns:
+    the weighted sum of NLL (plus z-loss), fp32, and the sums {"weight", "loss", "z_loss"}.
+  """
+  del key
+  hidden_BLD = transformer.hidden_states(
+    params, batch["tokens"], batch["segment_ids"], batch["positions"], config, compute
+  )
+  nll_BL, log_z_BL = cross_entropy(params, hidden_BLD, batch["targets"], config, compute)
+  weights_BL = batch["loss_weights"]
+  nll = jnp.sum(nll_BL * weights_BL)
+  z = z_loss * jnp.sum(jnp.square(log_z_BL) * weights_BL)
+  return nll + z, {"weight": jnp.sum(weights_BL), "loss": nll, "z_loss": z}

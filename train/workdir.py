@@ -1,0 +1,77 @@
+"""The folder of a run: which config it was started with, and what may differ at a restart."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Nested mappings to {"a.b": value}; an empty mapping is a value."""
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping) and value:
+      flat |= flatten(value, f"{prefix}{key}.")
+    else:
+      flat[f"{prefix}{key}"] = value
+  return flat
+
+
+def differences(saved: Mapping, given: Mapping) -> dict[str, tuple[Any, Any]]:
+  """{"a.b": (saved value, given value)} where two configs differ; a missing key reads as None."""
+  saved, given = flatten(saved), flatten(given)
+  return {
+    key: (saved.get(key), given.get(key))
+    for key in sorted(saved.keys() | given.keys())
+    if saved.get(key) != given.get(key)
+  }
+
+
+def open_workdir(
+  workdir: Path, config: Mapping[str, Any], allow: Sequence[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+  """Creates the run's folder, or checks that `config` continues the run that it holds.
+
+  Args:
+    workdir: the folder; its `config.json` is written first of all.
+    config: the resolved config, of JSON types.
+    allow: keys, or sections, that may differ from the saved config ("mesh", "train.steps").
+
+  Returns:
+    the allowed differences.
+
+  Raises:
+    ValueError: the config differs elsewhere; the message lists every difference.
+  """
+  path = workdir / "config.json"
+  config = json.loads(json.dumps(config))
+  changed = {}
+  if path.exists():
+    changed = differences(json.loads(path.read_text()), config)
+    refused = {
+      key: pair
+      for key, pair in changed.items()
+      if not any(key == name or key.startswith(f"{name}.") for name in allow)
+    }
+    if refused:
+      lines = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in refused.items())
+      raise ValueError(
+        f"{workdir} holds a run of another config:\n{lines}\n"
+        f"Use another --workdir, or name what may change: --allow={','.join(refused)}"
+      )
+    if not changed:
+      return {}
+  workdir.mkdir(parents=True, exist_ok=True)
+  write_atomically(path, json.dumps(config, indent=2) + "\n")
+  return changed
+
+
+def write_atomically(path: Path, text: str) -> None:
+  """Writes a file whole or not at all: a temporary beside it, fsync, rename."""
+  temporary = path.with_name(f".{path.name}.tmp")
+  with open(temporary, "w", encoding="utf-8") as f:
+    f.write(text)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(temporary, path)
