@@ -45,7 +45,9 @@ def _coerce(value, hint, path):
     return _coerce(value, inner, path)
   if dataclasses.is_dataclass(hint):
     if not isinstance(value, Mapping):
-      raise ValueError(f"`{path}` is {value!r}; it must be a section with the keys of {hint.__name__}.")
+      raise ValueError(
+        f"`{path}` is {value!r}; it must be a section with the keys of {hint.__name__}."
+      )
     return parse(hint, value, path)
   if origin is dict:
     if not isinstance(value, Mapping):

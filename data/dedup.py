@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 SHINGLE_WORDS = 5
-# A pair of Jaccard similarity s becomes a candidate with probability 1 - (1 - s^4)^32: 0.99998 at 0.7,
-# and candidates are verified exactly, so that more would cost time and gain nothing.
+# A pair of Jaccard similarity s becomes a candidate with probability 1 - (1 - s^4)^32, 0.9998 at
+# 0.7, and candidates are verified exactly: many narrow bands cost a little time and no precision.
 BANDS, ROWS = 32, 4
 _WORD = re.compile(r"\w+")
 _CHUNK = 4096
@@ -56,7 +56,9 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
   return both / (len(a) + len(b) - both)
 
 
-def unique(hashes: Sequence[bytes], documents: Sequence[np.ndarray], threshold: float) -> np.ndarray:
+def unique(
+  hashes: Sequence[bytes], documents: Sequence[np.ndarray], threshold: float
+) -> np.ndarray:
   """Which documents stay when each cluster of near-duplicates keeps one: bool [N].
 
   A cluster is what a chain of pairs of similarity >= threshold connects; its document with the

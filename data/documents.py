@@ -55,9 +55,13 @@ def find(pattern: str) -> Files:
   """The files that match a path, a glob or an fsspec URL.
 
   Raises:
-    ValueError: none does, or one is compressed and so has no random access.
+    ValueError: none does, one is compressed and so has no random access, or the URL is of a kind
+      that needs a package that is not installed.
   """
-  fs, path = fsspec.core.url_to_fs(pattern)
+  try:
+    fs, path = fsspec.core.url_to_fs(pattern)
+  except ImportError as error:
+    raise ValueError(f"the source {pattern!r} needs another package: {error}") from error
   # A name with brackets in it is a name first, and a glob only if there is no such file.
   paths = [path] if fs.isfile(path) else [p for p in fs.glob(path) if fs.isfile(p)]
   if not paths:
@@ -71,9 +75,9 @@ def find(pattern: str) -> Files:
 def scan(files: Files, max_bad_lines: int) -> Iterator[tuple[Span, str]]:
   """Yields the span and the text of every document of `files`, in order.
 
-  A line of a `.jsonl`, `.json` or `.ndjson` file is a document, with its text in the key `text`; any
-  other file is one document. Blank lines and empty texts are left out. A line that cannot be read
-  is skipped, and logged with its file and number.
+  A line of a `.jsonl`, `.json` or `.ndjson` file is a document, with its text in the key `text`;
+  any other file is one document. Blank lines and empty texts are left out. A line that cannot be
+  read is skipped, and logged with its file and number.
 
   Raises:
     ValueError: there are more than `max_bad_lines` such lines.

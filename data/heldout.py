@@ -45,8 +45,8 @@ class EvaluationSet:
 def windows(ids: np.ndarray, seq_len: int, stride: int) -> Iterator[Segment]:
   """Overlapping windows over a document, each target scored once.
 
-  Consecutive windows start `stride` apart, so that each scored target but the first `seq_len` has at
-  least seq_len - stride tokens before it; those re-read carry no loss.
+  Consecutive windows start `stride` apart, so that each scored target after the first window has
+  at least seq_len - stride tokens before it; those are read again and carry no loss.
   """
   start = scored = 0
   total = len(ids) - 1

@@ -1,6 +1,9 @@
 """Global batches, in worker processes, the same for any number of hosts, workers and restarts."""
 
+import multiprocessing.connection
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 
 import grain
@@ -13,6 +16,8 @@ from data.streams import Cursor, Mixture, Stream
 from data.tokenizer import Tokenizer
 
 Cursors = dict[str, Cursor]
+
+_NO_SHARED_MEMORY = 2**62
 
 
 class Loader:
@@ -67,7 +72,10 @@ class Loader:
       if not flags.FLAGS.is_parsed():  # in a notebook or a test; grain reads flags of its own
         flags.FLAGS.mark_as_parsed()
       options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=config.prefetch)
-      dataset = rows.mp_prefetch(options, worker_init_fn=_start_worker)
+      # Through pipes: blocks of shared memory would outlive a killed run.
+      piped = grain.experimental.DatasetOptions(min_shm_size=_NO_SHARED_MEMORY)
+      dataset = grain.experimental.WithOptionsIterDataset(rows, piped)
+      dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
     else:
       dataset = grain.experimental.ThreadPrefetchIterDataset(
         rows, prefetch_buffer_size=config.prefetch
@@ -78,7 +86,7 @@ class Loader:
     return self
 
   def __next__(self) -> tuple[Batch, Cursors]:
-    # One element of each worker, in turn: worker w has every self._parts-th stream from the w-th on.
+    # An element of each worker in turn; worker w has every self._parts-th stream from the w-th on.
     parts = [next(self._iterator) for _ in range(self._parts)]
     cursors = {str(v): cursor for part in parts for v, cursor in part["cursors"].value.items()}
     order = np.argsort(np.concatenate([part["streams"] for part in parts]), kind="stable")
@@ -89,8 +97,11 @@ class Loader:
     return batch, cursors
 
   def close(self) -> None:
-    """Ends the worker processes or the thread."""
-    self._iterator.close()
+    """Ends the worker processes or the thread; iterating then stops."""
+    if hasattr(self._iterator, "close"):
+      self._iterator.close()
+    # Freed now, because grain's finalizers fail noisily when Python ends.
+    self._iterator = iter(())
 
 
 class _Opaque:
@@ -151,5 +162,16 @@ class _RowsIterator(grain.DatasetIterator):
 
 
 def _start_worker(index: int, count: int) -> None:
+  """Runs first in each worker process."""
   # The processes are the parallelism: threads within each would fight for the same cores.
   os.environ["TOKENIZERS_PARALLELISM"] = "false"
+  # Signals for the whole process group are the run's to handle; it closes its workers itself.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+  """Ends this worker when the run is gone, killed for example; grain's would wait for ever."""
+  multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+  os._exit(1)

@@ -37,8 +37,8 @@ class Corpus:
 def open_corpus(config: DataConfig, workdir: Path) -> Corpus:
   """Reads all sources once: finds their documents, removes near-duplicates, splits by hash.
 
-  Near-duplicates go first, across all sources, so that no held-out document has a double among those
-  to train on.
+  Near-duplicates go first, across all sources, so that no held-out document has a double among
+  those to train on.
 
   Args:
     workdir: the run's; the embedded corpus is written to its folder `corpus`.

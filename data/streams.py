@@ -1,14 +1,13 @@
 """Virtual streams: the order of documents and rows, as a pure function of the config and the seed.
 
-Stream v of V takes the positions v, v + V, v + 2V, ... of each source's endless order, in which every
-epoch is one permutation of the source. What it took and packed so far is its cursor, a small dict of
-JSON values, from which another process goes on with the same rows.
+Stream v of V takes the positions v, v + V, v + 2V, ... of each source's endless order, in which
+every epoch is one permutation of the source. What it took and packed so far is its cursor, a small
+dict of JSON values, from which another process goes on with the same rows.
 """
 
 import dataclasses
 import hashlib
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -58,6 +57,16 @@ class Mixture:
     name = f"{self.seed}/{self.names[source]}/{epoch}".encode()
     seed = int.from_bytes(hashlib.blake2b(name, digest_size=4).digest(), "little")
     return grain.experimental.index_shuffle(place, max_index=size - 1, seed=seed, rounds=4)
+
+  def read(self, stream: int, wanted: Sequence[tuple[int, int]]) -> list[str]:
+    """The texts at (source, position) of a stream; one request a source."""
+    texts = [""] * len(wanted)
+    for source, documents in enumerate(self.documents):
+      places = [i for i, (of, _) in enumerate(wanted) if of == source]
+      indices = [self.document(source, stream, wanted[i][1]) for i in places]
+      for i, text in zip(places, documents.read(indices), strict=True):
+        texts[i] = text
+    return texts
 
 
 def make_mixture(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, seed: int) -> Mixture:
@@ -153,35 +162,29 @@ class Stream:
     """Yields (source, position, ids) of the documents from the cursor on, tokenized in batches."""
     drawn, positions = self._drawn, list(self._positions)
     while True:
-      wanted = deque()
+      wanted = []
       for _ in range(_TOKENIZED_TOGETHER):
         source = self._mixture.draw(self._stream, drawn)
         wanted.append((source, positions[source]))
         drawn, positions[source] = drawn + 1, positions[source] + 1
-      for (source, position), ids in zip(wanted, self._tokenize(wanted), strict=True):
-        yield source, position, ids
+      for place, ids in zip(wanted, self._tokenize(wanted), strict=True):
+        yield *place, ids
 
-  def _tokenize(self, wanted) -> list[np.ndarray]:
-    texts = [
-      self._mixture.documents[source].read(
-        [self._mixture.document(source, self._stream, position)]
-      )[0]
-      for source, position in wanted
-    ]
-    tokens = self._tokenizer.encode_batch(texts)
+  def _tokenize(self, wanted: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """The ids of the documents at (source, position) of this stream."""
+    tokens = self._tokenizer.encode_batch(self._mixture.read(self._stream, wanted))
     return [document_ids(t, self._tokenizer.eot) for t in tokens]
 
   def _restore(self, bins) -> list[list[Segment]]:
     """Reads the documents of the open bins again."""
     wanted = sorted({(source, position) for row in bins for source, position, _ in row})
     ids = dict(zip(wanted, self._tokenize(wanted), strict=True))
-    return [
-      [
-        Segment(ids[source, position][offset : offset + self._seq_len + 1], 0, (source, position, offset))
-        for source, position, offset in row
-      ]
-      for row in bins
-    ]
+
+    def segment(source, position, offset):
+      part = ids[source, position][offset : offset + self._seq_len + 1]
+      return Segment(part, reference=(source, position, offset))
+
+    return [[segment(*reference) for reference in row] for row in bins]
 
 
 def progress(cursors: Mapping[str, Cursor], mixture: Mixture) -> dict[str, float]:

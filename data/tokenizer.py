@@ -1,4 +1,4 @@
-"""Tokenizers behind one interface: text to ids and back, with an end-of-text id that text cannot spell."""
+"""Tokenizers behind one interface, with an end-of-text id that no text can spell."""
 
 import hashlib
 import os
@@ -54,7 +54,8 @@ def load(path: str, eot: str) -> Tokenizer:
   if path.endswith(".model"):
     return SentencePieceTokenizer(data, eot)
   raise ValueError(
-    f"data.tokenizer={path!r} must end in .json (Hugging Face) or .model (sentencepiece), or be 'train'."
+    f"data.tokenizer={path!r} must end in .json (Hugging Face) or .model (sentencepiece), "
+    "or be 'train'."
   )
 
 
@@ -82,7 +83,7 @@ class HuggingFaceTokenizer:
     return [encoding.ids for encoding in encoded]
 
   def decode(self, ids: Sequence[int]) -> str:
-    return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+    return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
 
 class SentencePieceTokenizer:
