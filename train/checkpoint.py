@@ -1,0 +1,503 @@
+"""Checkpoints of a run: written by Orbax behind the training thread, believed only when hashed.
+
+    checkpoints/
+      1000/                a step that may be restored
+        model.params/      Orbax's files: the weights of the tree "model"
+        model.average/     their running mean
+        model.state/       moments, loss scale, counters, key
+        MANIFEST.json      every file's SHA-256, every leaf's shape and dtype, the data cursors
+      900.corrupt-1/       a step that failed its hashes, set aside
+      .saving/             the save in progress, or what a killed one left; nothing here is needed
+
+Orbax restores flipped bits in silence, so the hashes are ours. Orbax writes into `.saving/`; the
+manifest is written last of all, by fsync and rename, and only then does the step get its name. So
+whatever has a name was complete, and whatever a kill leaves is in `.saving/` and is known as ours.
+This uses the parts that Orbax's CheckpointManager is made of (AsyncCheckpointer, Composite), and
+not the manager: which steps exist and which may go is here decided by the manifests alone.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from train import manifest as manifests
+from train.manifest import Manifest
+
+SAVING = ".saving"
+
+
+class CheckpointError(OSError):
+  """A checkpoint could not be written, or none could be read; what was saved is untouched."""
+
+
+class Checkpointer:
+  """The checkpoints in one folder.
+
+  Making one touches nothing on the disk, and neither does `restore_weights`: evaluation may read
+  beside a run that trains. `restore` and `save` are for the run that owns the folder. All
+  processes make the same calls in the same order; the folder is one that all of them see.
+
+  Args:
+    directory: `<run>/checkpoints`, on a file system with atomic rename.
+    keep_last: how many of the newest full checkpoints stay; None keeps all.
+    keep_every: full checkpoints at multiples of this stay as well.
+    average_steps: steps that stay as weights alone once their full checkpoint goes.
+    verify: whether restoring checks every file's hash first.
+  """
+
+  def __init__(
+    self,
+    directory: os.PathLike,
+    *,
+    keep_last: int | None = None,
+    keep_every: int | None = None,
+    average_steps: Collection[int] = (),
+    verify: bool = True,
+  ):
+    if keep_last is not None and keep_last < 1:
+      raise ValueError(f"keep_last={keep_last}; at least 1 checkpoint must stay to restart from.")
+    self.directory = Path(os.path.abspath(directory))
+    self._keep_last = keep_last
+    self._keep_every = keep_every
+    self._average_steps = frozenset(average_steps)
+    self._verify = verify
+    self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+    self._saving: Future | None = None
+
+  def steps(self) -> list[int]:
+    """The steps with a valid manifest, in order; some may hold weights alone."""
+    return sorted(self._manifests())
+
+  def latest(self) -> int | None:
+    """The newest step that a run can restart from, or None."""
+    return max((s for s, m in self._manifests().items() if _is_full(m)), default=None)
+
+  def save(
+    self, step: int, trees: dict[str, Any], extra: dict[str, Any], *, wait: bool = False
+  ) -> bool:
+    """Saves `trees` as `step`, blocking only while the arrays are copied to the host.
+
+    The arrays may be donated or overwritten as soon as this returns. Hashing, the manifest and
+    retention follow on a thread; an error there is logged at once and raised by the next call. A
+    save still in flight is waited for first.
+
+    Args:
+      step: batches trained on.
+      trees: {name: TrainState}; any pytree with the fields params, average and average_count.
+      extra: JSON to restore along with them.
+      wait: whether to return only once the step exists.
+
+    Returns:
+      whether anything was saved: False where the step exists already.
+
+    Raises:
+      ValueError: a newer step exists, so that this is another trajectory.
+      CheckpointError: this save, or the one before, failed. What was saved earlier is whole.
+    """
+    return self._save(step, _items(trees), extra, wait=wait, replace=False)
+
+  def save_weights(self, step: int, weights: dict[str, Any], extra: dict[str, Any]) -> None:
+    """Saves {name: weights} as `step`, in place of what that step held, and waits for it."""
+    items = {f"{name}.params": _leaves(tree) for name, tree in weights.items()}
+    self._save(step, items, extra, wait=True, replace=True)
+
+  def restore(
+    self, abstract: dict[str, Any], step: int | None = None
+  ) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """Restores the newest full checkpoint, or that of `step`.
+
+    A corrupt one newer than that is set aside as `<step>.corrupt-<n>`, with a warning.
+
+    Args:
+      abstract: {name: tree of ShapeDtypeStruct}; every leaf is restored to its sharding, whatever
+        the mesh it was saved from, and to a numpy array where it has none.
+      step: only this step.
+
+    Returns:
+      (step, trees, extra).
+
+    Raises:
+      ValueError: the checkpoint has another leaf, shape or dtype; nothing is set aside.
+      CheckpointError: there is no checkpoint, or none is whole; nothing is set aside.
+    """
+    self.wait()
+    wanted = _items(abstract)
+    step = _on_first_process(lambda: self._choose(wanted, step, full=True, owner=True))
+    trees = self._read(step, wanted)
+    restored = {
+      name: jax.tree.unflatten(
+        jax.tree.structure(tree), [trees[item][path] for item, path, _ in _located(name, tree)]
+      )
+      for name, tree in abstract.items()
+    }
+    return step, restored, self._manifest(step).extra
+
+  def restore_weights(
+    self, abstract: dict[str, Any], step: int | None = None, which: str = "raw"
+  ) -> dict[str, Any]:
+    """Restores {name: weights} alone, for evaluation, sampling or export; see `restore`.
+
+    Args:
+      abstract: {name: tree of ShapeDtypeStruct} of the weights; not every name of the checkpoint.
+      step: None for the newest that is whole.
+      which: "raw", or "average" for their running mean, which only full checkpoints hold.
+
+    Raises:
+      ValueError: another shape (see `restore`), or no snapshot is in the mean yet.
+      CheckpointError: no such checkpoint, or it is corrupt.
+    """
+    if which not in ("raw", "average"):
+      raise ValueError(f'which={which!r}; it must be "raw" or "average".')
+    self.wait()
+    raw = which == "raw"
+    count = jax.ShapeDtypeStruct((), np.dtype("int32"))
+    wanted = {
+      f"{name}.params" if raw else f"{name}.average": _leaves(
+        tree if raw else {"average": tree, "average_count": count}
+      )
+      for name, tree in abstract.items()
+    }
+    step = _on_first_process(lambda: self._choose(wanted, step, full=not raw, owner=False))
+    trees = self._read(step, wanted)
+    weights = {}
+    for name, tree in abstract.items():
+      found = trees[f"{name}.params" if raw else f"{name}.average"]
+      if not raw and not int(found["average_count"]):
+        raise ValueError(
+          f"checkpoint {step} in {self.directory} has no average yet: it is from before the "
+          'averaging window. Use a later step, or the weights "raw".'
+        )
+      prefix = "" if raw else "average/"
+      weights[name] = jax.tree.unflatten(
+        jax.tree.structure(tree), [found[prefix + path] for path in _leaves(tree)]
+      )
+    return weights
+
+  def abstract_weights(self, step: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """{name: {leaf path: shape and dtype}} of the weights of `step`, as numpy arrays to restore."""
+    return {
+      item.removesuffix(".params"): {
+        path: jax.ShapeDtypeStruct(shape, np.dtype(dtype))
+        for path, (shape, dtype) in leaves.items()
+      }
+      for item, leaves in self._manifest(step).items.items()
+      if item.endswith(".params")
+    }
+
+  def wait(self) -> None:
+    """Waits for the save in flight, and raises its error on every process."""
+    saving, self._saving = self._saving, None
+    error = saving.exception() if saving else None
+    if saving and jax.process_count() > 1:
+      failed = multihost_utils.process_allgather(np.int32(error is not None))
+      if error is None and failed.any():
+        error = CheckpointError(f"process {int(failed.argmax())} could not save; see its log.")
+    if error:
+      raise error
+
+  def close(self) -> None:
+    """Waits for the save in flight, and ends the thread; raises as `wait` does."""
+    try:
+      self.wait()
+    finally:
+      self._pool.shutdown()
+
+  # Writing. `_finish` and what it calls run on the thread.
+
+  def _save(self, step, items, extra, *, wait, replace) -> bool:
+    self.wait()
+    body = Manifest(
+      step=step,
+      items={i: {p: _describe(x) for p, x in leaves.items()} for i, leaves in items.items()},
+      files={},
+      extra=json.loads(json.dumps(extra)),  # a copy: the caller's may change meanwhile
+    )
+    if not replace and not _on_first_process(lambda: self._is_new(step)):
+      return False
+    _on_first_process(self._clean)
+    folder = self.directory / SAVING / str(step)
+    try:
+      ocp = _orbax()
+      orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+      args = {item: ocp.args.PyTreeSave(leaves) for item, leaves in items.items()}
+      orbax.save(folder, args=ocp.args.Composite(**args))
+    except Exception as error:
+      raise self._failure(step, error) from error
+    self._saving = self._pool.submit(self._finish, orbax, folder, body)
+    if wait:
+      self.wait()
+    return True
+
+  def _is_new(self, step: int) -> bool:
+    newest = max(self.steps(), default=-1)
+    if step < newest:
+      raise ValueError(
+        f"step {step} is to be saved in {self.directory}, which holds the later step {newest}; "
+        "use another workdir, or move the later steps away."
+      )
+    return step > newest
+
+  def _clean(self) -> int:
+    """Deletes what a killed save left, which by its place was never a checkpoint."""
+    shutil.rmtree(self.directory / SAVING, ignore_errors=True)
+    return 0
+
+  def _finish(self, orbax, folder: Path, body: Manifest) -> None:
+    try:
+      orbax.close()  # waits for the files, and raises what went wrong with them
+      if jax.process_index():
+        return
+      files = manifests.hash_files(folder)
+      manifests.write(folder, Manifest(body.step, body.items, files, body.extra))
+      final = self.directory / str(body.step)
+      if final.exists():
+        self._replace(final)
+      os.rename(folder, final)
+      manifests.sync_folder(self.directory)
+      self._prune()
+    except Exception as error:
+      shutil.rmtree(folder, ignore_errors=True)  # gives the disk back
+      failure = self._failure(body.step, error)
+      logging.error("%s", failure)
+      raise failure from error
+
+  def _failure(self, step: int, error: Exception) -> CheckpointError:
+    free = shutil.disk_usage(_existing(self.directory)).free / 1e9
+    cause = " ".join(str(error).split()) or type(error).__name__
+    return CheckpointError(
+      f"checkpoint {step} could not be written to {self.directory}: {cause[:500]} "
+      f"({free:.1f} GB are free there). Make room, or lower checkpoint.keep_last, and start "
+      f"again: it continues from step {self.latest()}."
+    )
+
+  def _replace(self, final: Path) -> None:
+    """Moves what has the name of the new step out of its way: into `.saving` if it was a step."""
+    try:
+      manifests.read(final)
+    except ValueError as fault:
+      _set_aside(final, str(fault))
+    else:
+      self._delete(final)
+
+  def _delete(self, folder: Path) -> None:
+    """Deletes a step so that a kill leaves it whole or nameless."""
+    trash = self.directory / SAVING / f"{folder.name}.deleted"
+    trash.parent.mkdir(exist_ok=True)
+    os.rename(folder, trash)
+    shutil.rmtree(trash)
+
+  def _prune(self) -> None:
+    """Applies retention; only called once a new step has its manifest."""
+    steps = self._manifests()
+    full = sorted(s for s, m in steps.items() if _is_full(m))
+    if self._keep_last is None or not full:
+      return
+    keep = set(full[-self._keep_last :])
+    keep |= {s for s in full if self._keep_every and s % self._keep_every == 0}
+    for step in steps.keys() - keep:
+      folder = self.directory / str(step)
+      if step in self._average_steps:
+        self._keep_weights(folder, steps[step])
+      else:
+        self._delete(folder)
+
+  def _keep_weights(self, folder: Path, manifest: Manifest) -> None:
+    """Leaves the weights alone: first a manifest without the rest, then the rest goes."""
+    weights = {item for item in manifest.items if item.endswith(".params")}
+    if _is_full(manifest):
+      manifests.write(folder, manifest.only(weights))
+    for entry in folder.iterdir():
+      if entry.name not in weights | {manifests.NAME}:
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+  # Reading.
+
+  def _manifest(self, step: int) -> Manifest:
+    try:
+      return manifests.read(self.directory / str(step))
+    except ValueError as fault:
+      raise CheckpointError(f"no checkpoint {step} in {self.directory}: {fault}.") from None
+
+  def _manifests(self) -> dict[int, Manifest]:
+    """{step: manifest} of all valid steps."""
+    found = {}
+    for step in self._named():
+      try:
+        found[step] = manifests.read(self.directory / str(step))
+      except ValueError:
+        continue
+    return found
+
+  def _named(self) -> list[int]:
+    """The steps that have a folder, valid or not, newest first."""
+    if not self.directory.is_dir():
+      return []
+    return sorted(
+      (int(p.name) for p in self.directory.iterdir() if p.name.isdecimal()), reverse=True
+    )
+
+  def _choose(self, wanted: dict, step: int | None, *, full: bool, owner: bool) -> int:
+    """The step to restore; its owner sets newer, corrupt ones aside."""
+    faults = {}
+    for candidate in self._named() if step is None else [step]:
+      folder = self.directory / str(candidate)
+      try:
+        manifest = manifests.read(folder)
+      except ValueError as error:
+        faults[candidate] = str(error)
+        continue
+      if full and not _is_full(manifest):
+        faults[candidate] = "it holds weights alone"
+        continue
+      self._check_fits(candidate, manifest, wanted)
+      fault = manifests.find_fault(folder, manifest) if self._verify else None
+      if fault is None:
+        break
+      faults[candidate] = fault
+    else:
+      raise CheckpointError(
+        f"no checkpoint in {self.directory} can be restored"
+        + "".join(f"; {candidate}: {fault}" for candidate, fault in faults.items())
+        + ". Restore the folder from a copy, or start in another workdir."
+      )
+    for corrupt, fault in faults.items():
+      if owner and fault != "it holds weights alone":
+        _set_aside(self.directory / str(corrupt), fault)
+      else:
+        logging.warning("Checkpoint %d in %s is passed over: %s.", corrupt, self.directory, fault)
+    if owner:
+      self._clean()
+    return candidate
+
+  def _check_fits(self, step: int, manifest: Manifest, wanted: dict) -> None:
+    for item, leaves in wanted.items():
+      saved = manifest.items.get(item, {})
+      for path in saved | leaves:
+        there = _format(saved[path]) if path in saved else "absent"
+        here = _format(_describe(leaves[path])) if path in leaves else "absent"
+        if there != here:
+          raise ValueError(
+            f"checkpoint {step} in {self.directory} does not fit: leaf {item}/{path} is {there} "
+            f"there and {here} here. Use the config that it was saved with, or another workdir."
+          )
+
+  def _read(self, step: int, wanted: dict) -> dict[str, dict[str, Any]]:
+    """{item: {leaf path: array}} from Orbax, to the shardings of `wanted`."""
+    ocp = _orbax()
+
+    def how(leaf):
+      if leaf.sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+      return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+    trees = {}
+    for item, leaves in wanted.items():
+      args = ocp.args.PyTreeRestore(item=leaves, restore_args=jax.tree.map(how, leaves))
+      try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+          trees[item] = orbax.restore(self.directory / str(step) / item, args=args)
+      except Exception as error:
+        raise CheckpointError(
+          f"checkpoint {step} in {self.directory} could not be read: {error}"
+        ) from error
+    return trees
+
+
+def _orbax():
+  """Orbax, imported on first use, without its running commentary: errors are raised, not logged."""
+  import orbax.checkpoint
+
+  logger = logging.get_absl_logger()
+  if _not_orbax not in logger.filters:
+    logger.addFilter(_not_orbax)
+  return orbax.checkpoint
+
+
+def _not_orbax(record) -> bool:
+  return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _on_first_process(call: Callable[[], int]) -> int:
+  """What `call` returns on process 0, on every process; its error is raised on every one too."""
+  if jax.process_count() == 1:
+    return call()
+  result, error = -1, None
+  if jax.process_index() == 0:
+    try:
+      result = int(call())
+    except Exception as raised:
+      error = raised
+  result = int(multihost_utils.broadcast_one_to_all(np.int32(result)))
+  if error:
+    raise error
+  if result < 0:
+    raise CheckpointError("process 0 found no way to go on with the checkpoints; see its log.")
+  return result
+
+
+def _located(name: str, tree: Any) -> list[tuple[str, str, Any]]:
+  """(item, path in the item, leaf) of every leaf, in the order of the tree.
+
+  The weights and their mean are items of their own, so that they can be read, or stay, alone.
+  """
+  located = []
+  for path, leaf in jax.tree.flatten_with_path(tree)[0]:
+    field = _path(path[:1])
+    if field == "params":
+      located.append((f"{name}.params", _path(path[1:]), leaf))
+    elif field in ("average", "average_count"):
+      located.append((f"{name}.average", _path(path), leaf))
+    else:
+      located.append((f"{name}.state", _path(path), leaf))
+  return located
+
+
+def _items(trees: dict[str, Any]) -> dict[str, dict[str, Any]]:
+  """{item: {path: leaf}}: flat, so that neither a class nor a version of optax is in the files."""
+  items: dict[str, dict[str, Any]] = {}
+  for name, tree in trees.items():
+    for item, path, leaf in _located(name, tree):
+      items.setdefault(item, {})[path] = leaf
+  return items
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+  return {_path(path): leaf for path, leaf in jax.tree.flatten_with_path(tree)[0]}
+
+
+def _path(keys) -> str:
+  return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def _describe(leaf) -> tuple[tuple[int, ...], str]:
+  return tuple(leaf.shape), str(leaf.dtype)
+
+
+def _format(description: tuple[tuple[int, ...], str]) -> str:
+  shape, dtype = description
+  return f"{dtype}{list(shape)}"
+
+
+def _is_full(manifest: Manifest) -> bool:
+  return any(item.endswith(".state") for item in manifest.items)
+
+
+def _existing(folder: Path) -> Path:
+  return next(p for p in (folder, *folder.parents) if p.exists())
+
+
+def _set_aside(folder: Path, fault: str) -> None:
+  n = 1
+  while (aside := folder.with_name(f"{folder.name}.corrupt-{n}")).exists():
+    n += 1
+  os.rename(folder, aside)
+  logging.warning("Checkpoint %s is corrupt (%s) and set aside as %s.", folder, fault, aside.name)
