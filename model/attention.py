@@ -4,33 +4,37 @@ A token attends to the tokens of its own segment at or before its index in the r
 padding: what comes out there is finite and of no meaning, and no gradient leaves it for a document.
 Logits and softmax are fp32 whatever the inputs are. Suffixes as in model/config.py; M = L for keys.
 
-  xla      the definition: masked L x M logits; best for short rows (model/attention_reference.py)
+  xla      the definition: masked L x M logits (model/attention_reference.py)
   chunked  memory-efficient, any backend (model/attention_chunked.py)
-  pallas   Pallas-Triton, GPUs since Ampere (model/attention_pallas.py)
-  cudnn    cuDNN, Hopper; compiled for H100 and its offsets tested, but *unverified*: no GPU has run
-           it (model/attention_cudnn.py)
+  pallas   Pallas-Triton, GPUs since Ampere, interpreted on CPU (model/attention_pallas.py)
+  cudnn    cuDNN on Hopper; compiled for H100 and its offsets tested, but *unverified*: no GPU has
+           run it (model/attention_cudnn.py)
   auto     pallas on a GPU that can run it with these shapes and options, else xla for rows of at
-           most XLA_MAX_LENGTH, else chunked; never cudnn while that is unverified
+           most one chunk, else chunked; never cudnn while that is unverified
 
 Every implementation names its output "attention_out", and the flash ones their softmax statistics
 "attention_lse": under `save_only_these_names` of both, backward does not run the forward again.
 """
 
 import functools
+import logging
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from model.attention_chunked import chunked_attention
+from model.attention_cudnn import cudnn_attention, cudnn_refusal
+from model.attention_pallas import pallas_attention, pallas_refusal
 from model.attention_reference import causal_segment_mask, masked_attention, xla_attention
 from model.sharding import BATCH_AXES
 
 __all__ = ["attention", "causal_segment_mask", "masked_attention"]
 
 IMPLEMENTATIONS = ("auto", "xla", "chunked", "pallas", "cudnn")
-XLA_MAX_LENGTH = 256
-# Blocks that stay in a core's cache, and blocks that fill a GPU between two kernel launches.
+# Queries of a chunk: blocks that stay in a core's cache, blocks that outlast a GPU kernel's launch.
 CHUNK = {"cpu": 64, "gpu": 512}
+AMPERE, HOPPER = 8.0, 9.0  # CUDA compute capabilities
 
 
 def attention(
@@ -42,25 +46,21 @@ def attention(
   implementation: str = "auto",
   sliding_window: int | None = None,
   logit_softcap: float | None = None,
+  max_segments: int | None = None,
 ) -> jax.Array:
   """Causal grouped-query attention inside each segment of packed rows, [B,L,N,K] like q.
 
   N is a multiple of G. Segment ids are int32, each segment contiguous, 0 for padding.
   `sliding_window` w keeps the keys in (i - w, i]; `logit_softcap` c turns logits x into
-  c tanh(x / c). Under `jax.set_mesh` rows are split over (data, fsdp), queries over context and
-  heads over tensor; over context keys, values and ids are gathered. Raises ValueError where the
-  implementation lacks an option, or a size is not divisible by its part of the mesh.
+  c tanh(x / c); `max_segments`, a bound on the documents of a row, is for cudnn alone. Under
+  `jax.set_mesh` rows are split over (data, fsdp), queries over context and heads over tensor; over
+  context keys, values and ids are gathered. Raises ValueError where the implementation lacks an
+  option, or a size is not divisible by its part of the mesh.
   """
   _check(q_BLNK, k_BLGK, v_BLGK, segment_ids_BL, implementation)
   mesh = jax.sharding.get_abstract_mesh()
   context = mesh.shape.get("context", 1)
-  if implementation == "auto":
-    implementation = "xla" if q_BLNK.shape[1] <= XLA_MAX_LENGTH else "chunked"
-  options = {"sliding_window": sliding_window, "logit_softcap": logit_softcap}
-  if implementation == "xla":
-    kernel = functools.partial(xla_attention, **options)
-  else:
-    kernel = functools.partial(chunked_attention, block=CHUNK[_platform(mesh)], **options)
+  kernel = _kernel(implementation, mesh, q_BLNK, sliding_window, logit_softcap, max_segments)
   if mesh.size <= 1:
     return kernel(q_BLNK, k_BLGK, v_BLGK, segment_ids_BL, segment_ids_BL, q_offset=0)
   _check_divisible(mesh, q_BLNK, k_BLGK)
@@ -81,9 +81,50 @@ def attention(
   )(q_BLNK, k_BLGK, v_BLGK, segment_ids_BL)
 
 
-def _platform(mesh) -> str:
-  """Of the mesh's devices, which may be a cluster that is only compiled for, else the default."""
-  return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+def _kernel(implementation, mesh, q_BLNK, sliding_window, logit_softcap, max_segments):
+  """The chosen kernel, of (q, k, v, query ids, key ids, q_offset)."""
+  platform, capability = _device(mesh)
+  chunk = CHUNK.get(platform, CHUNK["gpu"])
+  context = mesh.shape.get("context", 1)
+  options = {"sliding_window": sliding_window, "logit_softcap": logit_softcap}
+  refusals = {
+    "pallas": pallas_refusal(q_BLNK, context=context, **options),
+    "cudnn": cudnn_refusal(
+      q_BLNK, context=context, platform=platform, capability=capability,
+      max_segments=max_segments, logit_softcap=logit_softcap,
+    ),
+  }  # fmt: skip
+  if implementation == "auto":
+    tensor_cores = capability >= AMPERE and q_BLNK.dtype != jnp.float32
+    if tensor_cores and not refusals["pallas"]:
+      implementation = "pallas"
+    else:
+      implementation = "xla" if q_BLNK.shape[1] <= chunk else "chunked"
+  if refusals.get(implementation):
+    raise ValueError(
+      f"attention implementation {implementation!r} can't do {refusals[implementation]}, or choose "
+      "the implementation 'chunked'."
+    )
+  if implementation == "xla":
+    return functools.partial(xla_attention, **options)
+  if implementation == "chunked":
+    return functools.partial(chunked_attention, block=chunk, **options)
+  if implementation == "pallas":
+    local = functools.partial(pallas_attention, interpret=platform != "gpu")
+  else:
+    logging.getLogger(__name__).warning("attention 'cudnn' is unverified: no GPU has run it yet.")
+    local = functools.partial(
+      cudnn_attention, max_segments=max_segments, sliding_window=sliding_window
+    )
+  return lambda q, k, v, ids, kv_ids, q_offset: local(q, k, v, ids)
+
+
+def _device(mesh) -> tuple[str, float]:
+  """Platform and CUDA compute capability of the mesh's devices; without a mesh, the default's."""
+  device = jax.local_devices()[0]
+  if not mesh.empty and mesh.abstract_device.platform != device.platform:
+    return mesh.abstract_device.platform, HOPPER  # only compiled for: see train/deviceless.py
+  return device.platform, float(getattr(device, "compute_capability", 0))
 
 
 def _check(q_BLNK, k_BLGK, v_BLGK, segment_ids_BL, implementation):
