@@ -92,7 +92,10 @@ class SentencePieceTokenizer:
   def __init__(self, data: bytes, eot: str):
     import sentencepiece  # only here: whoever uses another kind need not load it
 
-    self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+    try:
+      self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+    except RuntimeError as error:
+      raise ValueError(f"data.tokenizer is no sentencepiece model: {error}") from error
     self._data, self._eot_name = data, eot
     pieces = {self._processor.id_to_piece(i): i for i in range(self._processor.vocab_size())}
     self.eot = _require(pieces.get(eot), eot)
@@ -141,5 +144,5 @@ def train(texts: Iterator[str], vocab_size: int, eot: str, path: Path) -> None:
   tokenizer.train_from_iterator(texts, trainer)
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f"{path.name}.{os.getpid()}")
-  tokenizer.save(str(partial))
+  partial.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
   partial.replace(path)
