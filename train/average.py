@@ -111,8 +111,11 @@ def _parse_steps(text: str) -> list[int]:
 def _window(run: Path) -> list[int]:
   """The snapshots of the window that the run was configured with."""
   config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-  steps, average = config["train"]["steps"], config["average"]
-  window = snapshot_steps(steps, average["fraction"], average["every"])
+  try:
+    steps, average = config["train"]["steps"], config["average"]
+    window = snapshot_steps(steps, average["fraction"], average["every"])
+  except KeyError as key:
+    raise ValueError(f"{run}/config.json has no {key}; name the steps with --steps.") from None
   if not window:
     raise ValueError(f"{run} was run with average.fraction=0; name the steps with --steps.")
   return window

@@ -16,6 +16,7 @@ This uses the parts that Orbax's CheckpointManager is made of (AsyncCheckpointer
 not the manager: which steps exist and which may go is here decided by the manifests alone.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -265,18 +266,20 @@ class Checkpointer:
       manifests.sync_folder(self.directory)
       self._prune()
     except Exception as error:
-      shutil.rmtree(folder, ignore_errors=True)  # gives the disk back
       failure = self._failure(body.step, error)
       logging.error("%s", failure)
       raise failure from error
+    finally:
+      self._clean()  # what a failure leaves would fill the disk
 
   def _failure(self, step: int, error: Exception) -> CheckpointError:
-    free = shutil.disk_usage(_existing(self.directory)).free / 1e9
     cause = " ".join(str(error).split()) or type(error).__name__
+    if "No space left" in cause or getattr(error, "errno", None) == errno.ENOSPC:
+      cause = "the disk is full; make room, or lower checkpoint.keep_last"
+    newest = self.latest()
     return CheckpointError(
-      f"checkpoint {step} could not be written to {self.directory}: {cause[:500]} "
-      f"({free:.1f} GB are free there). Make room, or lower checkpoint.keep_last, and start "
-      f"again: it continues from step {self.latest()}."
+      f"checkpoint {step} could not be written to {self.directory}: {cause[:500]}. Start again "
+      + ("once that is mended." if newest is None else f"then; it continues from step {newest}.")
     )
 
   def _replace(self, final: Path) -> None:
@@ -489,10 +492,6 @@ def _format(description: tuple[tuple[int, ...], str]) -> str:
 
 def _is_full(manifest: Manifest) -> bool:
   return any(item.endswith(".state") for item in manifest.items)
-
-
-def _existing(folder: Path) -> Path:
-  return next(p for p in (folder, *folder.parents) if p.exists())
 
 
 def _set_aside(folder: Path, fault: str) -> None:
