@@ -1,4 +1,4 @@
-"""Batch n is a pure function of (config, n): of no host count, worker count, restart or prefetch."""
+"""Batch n is a pure function of (config, n): no host, worker, restart or prefetch changes it."""
 
 import collections
 import dataclasses
