@@ -186,7 +186,7 @@ class Progress:
   Args:
     total_steps: where the run ends.
     every: steps between two lines where the output is no terminal (a file, a notebook).
-    stream: where to write, stderr by default; None on every process but the first is silent.
+    stream: where to write, stderr by default; only process 0 does.
   """
 
   REWRITE_SECONDS = 0.2

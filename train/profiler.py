@@ -1,6 +1,5 @@
 """Seconds of communication in a step, and how many of them nothing hid, from a GPU's profile."""
 
-import contextlib
 import re
 import tempfile
 import warnings
@@ -32,8 +31,7 @@ class Event(NamedTuple):
 class Profiler:
   """Profiles one step in `every`, on GPU, and keeps what it says of communication.
 
-      with profiler.around(step):
-        state, metrics = train_step(state, batch)
+      state, metrics = profiler.step(step, train_step, state, batch)
       log.write("train", ..., **profiler.fields)
 
   `fields` has the seconds of `comm_step`, the step profiled last, and a `comm_reason` where there
@@ -53,18 +51,15 @@ class Profiler:
     elif every is None:
       self.fields = no_communication("log.profile_every is None")
 
-  @contextlib.contextmanager
-  def around(self, step: int) -> Iterator[None]:
-    """When `step` is due, the devices are waited for on both sides, and profiled in between."""
+  def step(self, step: int, train_step: Callable, *args) -> Any:
+    """`train_step(*args)`; when `step` is due, waited for on both sides and profiled between."""
     if self._every is None or step % self._every:
-      yield
-      return
+      return train_step(*args)
+    jax.block_until_ready(args)  # or the end of the step before would be in the profile
     with tempfile.TemporaryDirectory(prefix="profile-", ignore_cleanup_errors=True) as folder:
-      jax.block_until_ready(jax.live_arrays())  # or the end of the step before would be in it
       error = _failure(jax.profiler.start_trace, folder, profiler_options=_options())
       try:
-        yield
-        jax.block_until_ready(jax.live_arrays())
+        result = jax.block_until_ready(train_step(*args))
       finally:
         error = error or _failure(jax.profiler.stop_trace)
       found = None if error else communication(read_profile(Path(folder)))
@@ -79,6 +74,7 @@ class Profiler:
         "comm_reason": None,
         "comm_step": step,
       }
+    return result
 
 
 def no_communication(reason: str) -> dict[str, Any]:
