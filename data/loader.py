@@ -57,17 +57,14 @@ class Loader:
         f"data.streams={config.streams} is not divisible by the {host_count} hosts that read "
         "different rows; use a multiple."
       )
-    if cursors is not None and set(cursors) != {str(v) for v in range(config.streams)}:
-      raise ValueError(
-        f"the checkpoint has the data position of the streams {sorted(cursors, key=int)}, but "
-        f"data.streams={config.streams}; continue with the value that the run began with."
-      )
+    if cursors is not None:
+      _check_cursors(cursors, config, mixture)
     share = config.streams // host_count
-    self._streams = range(host_index * share, (host_index + 1) * share)
+    streams = list(range(host_index * share, (host_index + 1) * share))
     # More processes than streams would have nothing to do.
     workers = min(config.workers, share)
     self._parts = max(workers, 1)
-    rows = _Rows(config, mixture, tokenizer, self._streams, cursors)
+    rows = _Rows(config, mixture, tokenizer, streams, cursors or {})
     if workers:
       if not flags.FLAGS.is_parsed():  # in a notebook or a test; grain reads flags of its own
         flags.FLAGS.mark_as_parsed()
@@ -104,6 +101,20 @@ class Loader:
     self._iterator = iter(())
 
 
+def _check_cursors(cursors: Mapping[str, Cursor], config: DataConfig, mixture: Mixture) -> None:
+  if set(cursors) != {str(v) for v in range(config.streams)}:
+    raise ValueError(
+      f"the checkpoint has the data position of the streams {sorted(cursors, key=int)}, but "
+      f"data.streams={config.streams}; continue with the value that the run began with."
+    )
+  for cursor in cursors.values():
+    if cursor["fingerprint"] != mixture.fingerprint:
+      raise ValueError(
+        f"the data position was saved with documents/tokenizer {cursor['fingerprint']}, but the "
+        f"sources now give {mixture.fingerprint}; restore the files, or start in a new workdir."
+      )
+
+
 class _Opaque:
   """A leaf for grain, which would take a dict for a tree of arrays."""
 
@@ -117,8 +128,7 @@ class _Rows(grain.IterDataset):
   def __init__(self, config, mixture, tokenizer, streams, cursors):
     super().__init__()
     self._config, self._mixture, self._tokenizer = config, mixture, tokenizer
-    self._streams = list(streams)
-    self._cursors = {v: cursors[str(v)] for v in self._streams} if cursors else {}
+    self._streams, self._cursors = streams, cursors
 
   def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
     """Keeps a worker's share of the streams; grain calls this in the worker."""
@@ -126,24 +136,15 @@ class _Rows(grain.IterDataset):
     self._streams = self._streams[sl]
 
   def __iter__(self):
-    return _RowsIterator(self)
-
-  def make_streams(self) -> dict[int, Stream]:
-    return {
-      v: Stream(self._mixture, self._tokenizer, self._config, v, self._cursors.get(v))
-      for v in self._streams
-    }
-
-  @property
-  def config(self) -> DataConfig:
-    return self._config
+    shared = (self._mixture, self._tokenizer, self._config)
+    streams = {v: Stream(*shared, v, self._cursors.get(str(v))) for v in self._streams}
+    return _RowsIterator(self._config, streams)
 
 
 class _RowsIterator(grain.DatasetIterator):
-  def __init__(self, rows: _Rows):
+  def __init__(self, config: DataConfig, streams: dict[int, Stream]):
     super().__init__()
-    self._config = rows.config
-    self._streams = rows.make_streams()
+    self._config, self._streams = config, streams
 
   def __next__(self):
     each = self._config.batch_size // self._config.streams

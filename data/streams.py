@@ -70,7 +70,13 @@ class Mixture:
 
 
 def make_mixture(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, seed: int) -> Mixture:
-  """The mixture of a config; its sources are in order of their names."""
+  """The mixture of a config; its sources are in order of their names.
+
+  Raises:
+    ValueError: a negative seed.
+  """
+  if seed < 0:
+    raise ValueError(f"seed={seed} must not be negative; it is a key of the Philox generator.")
   names = tuple(sorted(corpus.train))
   weights = np.array([config.sources[name].weight for name in names])
   shares = np.cumsum(weights / weights.sum())
@@ -114,11 +120,6 @@ class Stream:
       "bins": [],
       "fingerprint": mixture.fingerprint,
     }
-    if cursor["fingerprint"] != mixture.fingerprint:
-      raise ValueError(
-        f"the data position was saved with documents/tokenizer {cursor['fingerprint']}, but the "
-        f"sources now give {mixture.fingerprint}; restore the files, or start in a new workdir."
-      )
     self._drawn, self._offset, self._split = cursor["drawn"], cursor["offset"], cursor["split"]
     self._positions = list(cursor["positions"])
     self._packer = Packer(

@@ -168,7 +168,10 @@ def test_no_host_count_changes_a_batch(run, straight, hosts):
   assert cursors == straight[1]
 
 
-@pytest.mark.parametrize(("hosts", "workers"), [(1, 1), (1, 3), (2, 2)])
+MORE = [pytest.param(hosts, workers, marks=pytest.mark.slow) for hosts, workers in [(1, 1), (2, 2)]]
+
+
+@pytest.mark.parametrize(("hosts", "workers"), [(2, 1), *MORE])
 def test_no_worker_count_changes_a_batch(run, straight, hosts, workers):
   batches, cursors = read(run, hosts=hosts, workers=workers)
   assert digest(batches) == digest(straight[0])
@@ -190,9 +193,9 @@ def test_a_restart_at_any_step_on_other_hosts_goes_on_with_the_same_batches(run,
   assert cursors[-1] == after[-1]
 
 
-def test_a_restart_in_worker_processes(run, straight):
+def test_a_restart_in_worker_processes_that_share_the_streams_unevenly(run, straight):
   batches, after = straight
-  rest, _ = read(run, workers=2, steps=3, cursors=after[4])
+  rest, _ = read(run, workers=3, steps=3, cursors=after[4])
   assert digest(rest) == digest(batches[5:8])
 
 
@@ -254,6 +257,8 @@ def test_errors_name_the_remedy(run, straight):
     dataclasses.replace(config, streams=3)
   with pytest.raises(ValueError, match=r"data\.streams=2"):
     Loader(dataclasses.replace(config, streams=2), mixture, tokenizer, cursors=straight[1][0])
+  with pytest.raises(ValueError, match="seed=-1"):
+    streams.make_mixture(config, None, tokenizer, -1)
   changed = dataclasses.replace(mixture, fingerprint="other")
   with pytest.raises(ValueError, match="restore the files"):
     Loader(config, changed, tokenizer, cursors=straight[1][0])
