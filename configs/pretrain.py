@@ -50,14 +50,17 @@ def get_config() -> ConfigDict:
       "data": {
         "sources": {"main": {"path": "corpus/*.jsonl", "weight": 1.0}},  # weights are ours
         "tokenizer": "train",
-        "tokenizer_vocab_size": 65_536,
+        "vocab_size": 65_536,
+        "eot": "<|endoftext|>",
         "seq_len": 8_192,
         "batch_size": 1_024,
         "streams": 128,
         "workers": 4,
+        "prefetch": 2,
         "max_segments": 256,
         "open_bins": 64,
         "heldout_fraction": 0.001,
+        "dedup_threshold": None,
         "max_bad_lines": 1_000,
       },
       "optimizer": {

@@ -1,6 +1,6 @@
 """A small decoder on the documentation inside CPython, in under four minutes on two CPU cores.
 
-    python -m train.main --config configs/quickstart.py
+python -m train.main --config configs/quickstart.py
 """
 
 from ml_collections import ConfigDict
@@ -22,16 +22,17 @@ def get_config() -> ConfigDict:
     rope_theta=10_000.0,
   )
   config.compute.update(dtype="float32", scan_layers=False, remat="none", loss_chunks=4)
+  config.data.sources = {"docs": {"path": "embedded", "weight": 1.0}}  # in place of the recipe's
   config.data.update(
-    sources={"docs": {"path": "embedded", "weight": 1.0}},
-    tokenizer_vocab_size=4_096,
+    vocab_size=4_096,
     seq_len=256,
     batch_size=16,
     streams=4,
     workers=0,
     max_segments=16,
     open_bins=8,
-    heldout_fraction=0.05,
+    heldout_fraction=0.06,
+    dedup_threshold=0.7,
   )
   config.optimizer.update(peak_lr=3e-3, final_lr=1e-4, warmup_steps=50)
   config.loss_scale.dynamic = False

@@ -68,7 +68,7 @@ _flash.defvjp(_flash_forward, _flash_backward)
 
 
 def _forward(options, q_BGRLK, k_BGMK, v_BGMK, q_ids_BL, kv_ids_BM, q_offset):
-  block = options.block
+  block, starts_BM = options.block, _segment_starts(kv_ids_BM)
 
   def query_block(i):
     q_BGRlK, q_ids_Bl = _block(q_BGRLK, i, block, 3), _block(q_ids_BL, i, block, 1)
@@ -90,7 +90,7 @@ def _forward(options, q_BGRLK, k_BGMK, v_BGMK, q_ids_BL, kv_ids_BM, q_offset):
 
     zeros_BGRl = jnp.zeros(q_BGRlK.shape[:-1], jnp.float32)
     start = (jnp.zeros(q_BGRlK.shape, jnp.float32), zeros_BGRl + MASKED, zeros_BGRl)
-    first, last = _key_blocks(options, i, q_offset, kv_ids_BM)
+    first, last = _key_blocks(options, i, q_offset, starts_BM)
     out_BGRlK, max_BGRl, sum_BGRl = lax.fori_loop(first, last, key_block, start)
     out_BGRlK = (out_BGRlK / sum_BGRl[..., None]).astype(q_BGRLK.dtype)
     return out_BGRlK, max_BGRl + jnp.log(sum_BGRl)
@@ -102,7 +102,7 @@ def _forward(options, q_BGRLK, k_BGMK, v_BGMK, q_ids_BL, kv_ids_BM, q_offset):
 def _backward(
   options, q_BGRLK, k_BGMK, v_BGMK, q_ids_BL, kv_ids_BM, q_offset, out_BGRLK, lse_BGRL, d_out_BGRLK
 ):
-  block = options.block
+  block, starts_BM = options.block, _segment_starts(kv_ids_BM)
   scale = q_BGRLK.shape[-1] ** -0.5
   delta_BGRL = _einsum("BGRLK,BGRLK->BGRL", out_BGRLK, d_out_BGRLK)
 
@@ -127,7 +127,7 @@ def _backward(
       dv_BGMK = _add_block(dv_BGMK, j, _einsum("BGRlm,BGRlK->BGmK", p_BGRlm, d_out_BGRlK))
       return dq_BGRlK, dk_BGMK, dv_BGMK
 
-    first, last = _key_blocks(options, i, q_offset, kv_ids_BM)
+    first, last = _key_blocks(options, i, q_offset, starts_BM)
     start = (jnp.zeros(q_BGRlK.shape, jnp.float32), *carry)
     dq_BGRlK, *carry = lax.fori_loop(first, last, key_block, start)
     return tuple(carry), dq_BGRlK.astype(q_BGRLK.dtype)
@@ -152,15 +152,22 @@ def _logits(options, q_BGRlK, k_BGmK, q_ids_Bl, kv_ids_Bm, ahead):
   return jnp.where(mask_Blm[:, None, None], x_BGRlm, MASKED), slope_BGRlm
 
 
-def _key_blocks(options, i, q_offset, kv_ids_BM):
-  """The key blocks [first, last) that query block i may see, by causality and window."""
-  block = options.block
-  first_query = q_offset + i * block
-  first = jnp.int32(0)
+def _key_blocks(options, i, q_offset, starts_BM):
+  """The key blocks [first, last) that query block i may see: by segments, window and causality."""
+  first_query = q_offset + i * options.block
+  # Segments are contiguous: before the start of its first query's, no row of the block sees a key.
+  first_key = lax.dynamic_index_in_dim(starts_BM, first_query, axis=1).min()
   if options.sliding_window is not None:
-    first = jnp.maximum(first_query - options.sliding_window + 1, 0) // block
-  last = jnp.minimum((first_query + block - 1) // block + 1, kv_ids_BM.shape[1] // block)
-  return first, last
+    first_key = jnp.maximum(first_key, first_query - options.sliding_window + 1)
+  last_key = jnp.minimum(first_query + options.block, starts_BM.shape[1]) - 1
+  return first_key // options.block, last_key // options.block + 1
+
+
+def _segment_starts(ids_BM):
+  """For each token the index of the first one of its segment."""
+  new_BM = ids_BM != jnp.roll(ids_BM, 1, axis=1)
+  index_M = jnp.arange(ids_BM.shape[1], dtype=jnp.int32)
+  return lax.cummax(jnp.where(new_BM, index_M[None], 0), axis=1)
 
 
 def _einsum(equation, *operands):

@@ -11,8 +11,17 @@ REMAT_POLICIES = ("none", "full", "selective")
 # Activations of a layer that a selective policy can save or offload, in the order of computation.
 # The last two of the attention are the kernel's own residuals: with both, it runs forward once.
 SAVABLE = (
-  "attention_norm", "query", "key", "value", "attention_out", "attention_lse", "attention_proj",
-  "mlp_norm", "mlp_gate", "mlp_up", "mlp_hidden",
+  "attention_norm",
+  "query",
+  "key",
+  "value",
+  "attention_out",
+  "attention_lse",
+  "attention_proj",
+  "mlp_norm",
+  "mlp_gate",
+  "mlp_up",
+  "mlp_hidden",
 )
 ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "chunked", "pallas", "cudnn")
 

@@ -112,3 +112,20 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+
+
+def host_rows(mesh: Mesh, rows: int) -> tuple[int, int]:
+  """(i, n): this process's devices hold the i-th of n equal parts of a batch of `rows` rows.
+
+  Processes whose devices share rows (over context or tensor) get the same part.
+  """
+  indices = NamedSharding(mesh, partition_spec(("batch",))).addressable_devices_indices_map((rows,))
+  starts = [index[0].indices(rows)[0] for index in indices.values()]
+  stops = [index[0].indices(rows)[1] for index in indices.values()]
+  size = max(stops) - min(starts)
+  if rows % size or min(starts) % size:
+    raise ValueError(
+      f"process {jax.process_index()} holds rows {min(starts)} to {max(stops)} of {rows}, which is "
+      f"no equal part; arrange mesh {dict(mesh.shape)} so that data x fsdp fills whole processes."
+    )
+  return min(starts) // size, rows // size

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+CONFIG = "config.json"
+
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   """Nested mappings to {"a.b": value}; an empty mapping is a value."""
@@ -28,13 +30,13 @@ def differences(saved: Mapping, given: Mapping) -> dict[str, tuple[Any, Any]]:
   }
 
 
-def open_workdir(
+def check_workdir(
   workdir: Path, config: Mapping[str, Any], allow: Sequence[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
-  """Creates the run's folder, or checks that `config` continues the run that it holds.
+  """Checks that `config` continues the run that `workdir` holds, if it holds one. Writes nothing.
 
   Args:
-    workdir: the folder; its `config.json` is written first of all.
+    workdir: the folder of the run.
     config: the resolved config, of JSON types.
     allow: keys, or sections, that may differ from the saved config ("mesh", "train.steps").
 
@@ -44,27 +46,28 @@ def open_workdir(
   Raises:
     ValueError: the config differs elsewhere; the message lists every difference.
   """
-  path = workdir / "config.json"
-  config = json.loads(json.dumps(config))
-  changed = {}
-  if path.exists():
-    changed = differences(json.loads(path.read_text()), config)
-    refused = {
-      key: pair
-      for key, pair in changed.items()
-      if not any(key == name or key.startswith(f"{name}.") for name in allow)
-    }
-    if refused:
-      lines = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in refused.items())
-      raise ValueError(
-        f"{workdir} holds a run of another config:\n{lines}\n"
-        f"Use another --workdir, or name what may change: --allow={','.join(refused)}"
-      )
-    if not changed:
-      return {}
-  workdir.mkdir(parents=True, exist_ok=True)
-  write_atomically(path, json.dumps(config, indent=2) + "\n")
+  path = workdir / CONFIG
+  if not path.exists():
+    return {}
+  changed = differences(json.loads(path.read_text()), json.loads(json.dumps(config)))
+  refused = {
+    key: pair
+    for key, pair in changed.items()
+    if not any(key == name or key.startswith(f"{name}.") for name in allow)
+  }
+  if refused:
+    lines = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in refused.items())
+    raise ValueError(
+      f"{workdir} holds a run of another config:\n{lines}\n"
+      f"Use another --workdir, or name what may change: --allow={','.join(refused)}"
+    )
   return changed
+
+
+def write_config(workdir: Path, config: Mapping[str, Any]) -> None:
+  """Marks `workdir` as a run of `config`; called once everything about the config was checked."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  write_atomically(workdir / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:

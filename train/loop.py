@@ -1,0 +1,202 @@
+"""The one loop of every supervised stage: when to log, save, evaluate and stop."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from data.batch import empty_batch
+from data.loader import Cursors, Loader
+from model.sharding import batch_sharding, batch_shards
+from train.average import snapshot_steps
+from train.checkpoint import Checkpointer
+from train.config import PretrainConfig
+from train.heldout import Score
+from train.optimizer import learning_rate, make_optimizer
+from train.recorder import Recorder
+from train.signals import StopRequest
+from train.state import TrainState, abstract_state, init_state, state_shardings
+from train.step import LossFn, make_train_step
+
+MODEL = "model"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """What a supervised stage brings to the loop.
+
+  Attributes:
+    specs: the parameters.
+    loss_fn: the objective, as `train.step` documents it.
+    make_loader: a loader that continues from the streams' cursors, or starts with None.
+    evaluate: held-out scores, by the name of the set, of given weights.
+  """
+
+  specs: dict
+  loss_fn: LossFn
+  make_loader: Callable[[Cursors | None], Loader]
+  evaluate: Callable[[dict], dict[str, Score]]
+
+
+def train(
+  stage: Stage,
+  config: PretrainConfig,
+  workdir: Path,
+  mesh: Mesh,
+  recorder: Recorder,
+  stop: StopRequest,
+) -> tuple[TrainState, bool]:
+  """Trains to `config.train.steps`, continuing from the newest checkpoint in `workdir`.
+
+  Call it under `jax.set_mesh(mesh)`. At a step that is due for both, it saves before it evaluates,
+  so that an evaluation that fails costs nothing.
+
+  Returns:
+    the state, and whether that is the end; otherwise a signal stopped the run, which is saved.
+
+  Raises:
+    train.recorder.Diverged: too many steps in a row were not finite.
+    ValueError, OSError: bad input, or what could not be read or written.
+  """
+  total, ledger = config.train.steps, recorder.ledger
+  optimizer = make_optimizer(config.optimizer, total, stage.specs)
+  abstract = abstract_train_state(stage, config, optimizer, mesh)
+  with ledger("compile"):
+    step_fn = compile_step(stage, config, optimizer, abstract, mesh)
+  checkpoints = open_checkpoints(config, workdir)
+  try:
+    with ledger("checkpoint"):
+      state, extra = restore_or_init(checkpoints, stage, config, optimizer, abstract)
+    start = int(state.step)
+    recorder.start(start, extra["tokens"])
+    loader = stage.make_loader(extra["cursors"])
+    try:
+      if _due(start, config.eval.every, total) and not recorder.evaluated(start):
+        recorder.evaluate(start, stage.evaluate, state)
+      for step in range(start + 1, total + 1):
+        with ledger("data_wait"):
+          rows, cursors = next(loader)
+        state = recorder.run_step(step, step_fn, state, to_global(rows, mesh), rows)
+        stopping = stop.wanted()
+        if stopping or _due(step, config.checkpoint.every, total):
+          recorder.drain()  # every step is looked at before it is saved
+          with ledger("checkpoint"):
+            extra = {"cursors": all_cursors(cursors), "tokens": recorder.tokens}
+            checkpoints.save(step, {MODEL: state}, extra)
+        if stopping and step < total:
+          return state, False
+        if _due(step, config.eval.every, total):
+          recorder.drain()
+          recorder.evaluate(step, stage.evaluate, state)
+      return state, True
+    finally:
+      loader.close()
+  finally:
+    with ledger("checkpoint"):
+      checkpoints.close()
+
+
+def _due(step: int, every: int, total: int) -> bool:
+  return step > 0 and (step % every == 0 or step == total)
+
+
+def abstract_train_state(
+  stage: Stage, config: PretrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+  """Shapes, dtypes and shardings of the state, without an array."""
+  return abstract_state(
+    functools.partial(_initial, stage, config, optimizer),
+    lambda state: state_shardings(state, optimizer, stage.specs, mesh),
+  )
+
+
+def _initial(stage: Stage, config: PretrainConfig, optimizer) -> TrainState:
+  average = config.average.fraction > 0
+  return init_state(stage.specs, optimizer, config.loss_scale, config.seed, average)
+
+
+def compile_step(
+  stage: Stage,
+  config: PretrainConfig,
+  optimizer: optax.GradientTransformation,
+  abstract: TrainState,
+  mesh: Mesh,
+) -> jax.stages.Compiled:
+  """The training step, compiled for the mesh; it takes over the memory of the state it is given."""
+  step = make_train_step(
+    stage.loss_fn,
+    optimizer,
+    learning_rate(config.optimizer, config.train.steps),
+    stage.specs,
+    scale=config.loss_scale,
+    average=config.average,
+    total_steps=config.train.steps,
+    microbatches=config.train.microbatches,
+    row_shards=batch_shards(mesh),
+  )
+  sharding = batch_sharding(mesh)
+  batch = {
+    name: jax.ShapeDtypeStruct(
+      (config.data.batch_size, config.data.seq_len), array.dtype, sharding=sharding
+    )
+    for name, array in empty_batch(1, 1).items()
+  }
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  metrics = NamedSharding(mesh, PartitionSpec())
+  jitted = jax.jit(step, out_shardings=(shardings, metrics), donate_argnums=0)
+  return jitted.lower(abstract, batch).compile()
+
+
+def open_checkpoints(config: PretrainConfig, workdir: Path) -> Checkpointer:
+  """The run's checkpoints, kept as its config says."""
+  average = config.average
+  return Checkpointer(
+    workdir / "checkpoints",
+    keep_last=config.checkpoint.keep_last,
+    keep_every=config.checkpoint.keep_every,
+    average_steps=snapshot_steps(config.train.steps, average.fraction, average.every),
+    verify=config.checkpoint.verify,
+  )
+
+
+def restore_or_init(
+  checkpoints: Checkpointer,
+  stage: Stage,
+  config: PretrainConfig,
+  optimizer: optax.GradientTransformation,
+  abstract: TrainState,
+) -> tuple[TrainState, dict]:
+  """The state, cursors and token count of the newest checkpoint, or of a new run."""
+  if checkpoints.latest() is not None:
+    _, trees, extra = checkpoints.restore({MODEL: abstract})
+    return trees[MODEL], extra
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  make = jax.jit(functools.partial(_initial, stage, config, optimizer), out_shardings=shardings)
+  return make(), {"cursors": None, "tokens": 0.0}
+
+
+def to_global(rows: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """Global sharded arrays of the batch of which this process has `rows`."""
+  return jax.make_array_from_process_local_data(batch_sharding(mesh), rows)
+
+
+def all_cursors(cursors: Cursors) -> Cursors:
+  """The cursors of every process's streams, on every process."""
+  if jax.process_count() == 1:
+    return cursors
+  mine = np.frombuffer(json.dumps(cursors).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.array(mine.size))
+  padded = np.pad(mine, (0, int(sizes.max()) - mine.size))
+  gathered = multihost_utils.process_allgather(padded)
+  merged: Cursors = {}
+  for row, size in zip(gathered, sizes, strict=True):
+    merged |= json.loads(row[:size].tobytes())
+  return merged

@@ -1,0 +1,128 @@
+"""Trains by a recipe.
+
+  python -m train.main --config configs/quickstart.py
+  python -m train.main --config configs/pretrain.py --config.data.sources.main.path='docs/*.jsonl'
+
+Any key of the recipe can be set as --config.KEY=VALUE; --help together with --config lists them.
+All that a run writes is in its --workdir (default runs/<config>): config.json, metrics.jsonl,
+checkpoints/, samples.txt. Started again, it continues where it stopped. Ctrl-C and SIGTERM save
+first.
+
+Exit codes: 0 done, 2 bad input, 3 diverged, 75 saved and wants to be started again.
+"""
+
+# The heavy imports are in the functions: a loader's worker process imports this file again.
+import importlib
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+STAGES = ("pretrain",)
+DONE, BAD_INPUT, DIVERGED, STOPPED = 0, 2, 3, 75
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a file of configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; runs/<config> by default.")
+_ALLOW = flags.DEFINE_list(
+  "allow", [], "Keys, or sections, that may differ from the run in the workdir: mesh,train.steps"
+)
+
+
+def run(config: Mapping[str, Any], workdir: Path, allow: Sequence[str] = ()) -> int:
+  """Runs the stage that the recipe names, or continues it; returns the exit code.
+
+  Args:
+    config: a recipe, as nested mappings; see `configs/pretrain.py`.
+    workdir: the run's folder.
+    allow: keys that may differ from those that the run in `workdir` began with.
+  """
+  from train.recorder import Diverged, Recorder
+  from train.signals import StopRequest
+  from train.workdir import check_workdir
+
+  try:
+    if config["stage"] not in STAGES:
+      raise ValueError(f"stage is {config['stage']!r}; it must be one of {', '.join(STAGES)}.")
+    stage = importlib.import_module(f"train.{config['stage']}")
+    parsed = stage.parse_config(config)
+    changed = check_workdir(workdir, config, allow)
+    with StopRequest() as stop, Recorder(workdir, config, parsed, changed) as recorder:
+      if recorder.finished:
+        print(f"The run in {workdir} is finished, at step {parsed.train.steps}.")
+        return DONE
+      if not stage.run(parsed, workdir, recorder, stop):
+        print(f"Saved. The same command continues the run in {workdir}.")
+        return STOPPED
+      recorder.done()
+  except Diverged as error:
+    return _report(error, workdir, DIVERGED)
+  except (ValueError, OSError) as error:
+    return _report(error, workdir, BAD_INPUT)
+  return DONE
+
+
+def _report(error: Exception, workdir: Path, code: int) -> int:
+  """One message for the user; where it came from is kept for whoever wants to know."""
+  print(f"error: {error}", file=sys.stderr)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "traceback.txt"
+    path.write_text("".join(traceback.format_exception(error)))
+    print(f"(traceback in {path})", file=sys.stderr)
+  except OSError:
+    traceback.print_exception(error)
+  return code
+
+
+def default_workdir(config_flag: str) -> Path:
+  """runs/<config>: "configs/a.py" gives runs/a, and its variant "configs/a.py:b" runs/a-b."""
+  file, _, variant = config_flag.partition(":")
+  return Path("runs") / "-".join(filter(None, (Path(file).stem, variant)))
+
+
+def describe(config: Mapping[str, Any] | None) -> str:
+  """What --help prints: this page, the flags, and the keys of the recipe if one is named."""
+  from train.workdir import flatten
+
+  lines = [__doc__, "Flags:"]
+  lines += [f"  --{flag.name}: {flag.help}" for flag in (_CONFIG, _WORKDIR, _ALLOW)]
+  if config is not None:
+    lines += ["", "Keys of the recipe, with their values:"]
+    lines += [f"  --config.{key}={value}" for key, value in flatten(config).items()]
+  return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+  if len(argv) > 1:
+    print(f"error: unexpected argument {argv[1]!r}; flags begin with --.", file=sys.stderr)
+    return BAD_INPUT
+  if _CONFIG.value is None:
+    print("error: --config is missing; try --config configs/quickstart.py", file=sys.stderr)
+    return BAD_INPUT
+  logging.set_verbosity(logging.WARNING)
+  workdir = _WORKDIR.value or default_workdir(
+    config_flags.get_config_filename(flags.FLAGS["config"])
+  )
+  return run(_CONFIG.value.to_dict(), Path(workdir), _ALLOW.value)
+
+
+def entry() -> None:
+  """The command line; --help explains it, and lists the recipe's keys where one is named."""
+  arguments = [a for a in sys.argv[1:] if a not in ("--help", "-h", "-help", "--helpfull")]
+  wants_help = len(arguments) < len(sys.argv) - 1
+
+  def help_or_main(argv):
+    if wants_help:
+      print(describe(_CONFIG.value))
+      return DONE
+    return main(argv)
+
+  app.run(help_or_main, argv=[sys.argv[0], *arguments])
+
+
+if __name__ == "__main__":
+  entry()

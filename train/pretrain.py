@@ -1,0 +1,106 @@
+"""Pretraining: next-token loss on packed documents, from nothing."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from data import heldout, sources
+from data.config import parse
+from data.loader import Loader
+from data.streams import make_mixture
+from data.tokenizer import Tokenizer
+from model.generate import generate
+from model.params import param_specs
+from model.sharding import host_rows, make_mesh
+from train import loop
+from train.config import PretrainConfig
+from train.heldout import make_scorer
+from train.losses import next_token_loss
+from train.recorder import Recorder
+from train.signals import StopRequest
+from train.workdir import write_atomically
+
+parse_config = functools.partial(parse, PretrainConfig)
+
+
+def run(config: PretrainConfig, workdir: Path, recorder: Recorder, stop: StopRequest) -> bool:
+  """Trains, evaluates and samples; returns whether the run came to its end."""
+  mesh = make_mesh(config.mesh)
+  corpus = sources.open_corpus(config.data, workdir)
+  tokenizer = sources.open_tokenizer(config.data, corpus, workdir)
+  if tokenizer.vocab_size > config.model.vocab_size:
+    raise ValueError(
+      f"the tokenizer has {tokenizer.vocab_size} ids and model.vocab_size is "
+      f"{config.model.vocab_size}; the embedding must hold them all. Raise model.vocab_size, or "
+      f"use another tokenizer (a trained one is in {workdir / 'tokenizer'})."
+    )
+  mixture = make_mixture(config.data, corpus, tokenizer, config.seed)
+  index, count = host_rows(mesh, config.data.batch_size)
+  held_out = evaluation_sets(config, corpus, tokenizer)
+  score = make_scorer(config, mesh)
+  stage = loop.Stage(
+    specs=param_specs(config.model),
+    loss_fn=functools.partial(
+      next_token_loss, config=config.model, compute=config.compute, z_loss=config.loss.z_loss
+    ),
+    make_loader=lambda cursors: Loader(
+      config.data, mixture, tokenizer, host_index=index, host_count=count, cursors=cursors
+    ),
+    evaluate=lambda params: {name: score(params, rows) for name, rows in held_out.items()},
+  )
+  with jax.set_mesh(mesh):
+    state, finished = loop.train(stage, config, workdir, mesh, recorder, stop)
+    if finished:
+      weights = state.params if state.average is None else state.average
+      write_samples(weights, config, tokenizer, workdir / "samples.txt")
+  return finished
+
+
+def evaluation_sets(
+  config: PretrainConfig, corpus: sources.Corpus, tokenizer: Tokenizer
+) -> dict[str, heldout.EvaluationSet]:
+  """The held-out part of every source, and the files of `eval.files`, by name."""
+  documents = {name: held for name, held in corpus.heldout.items() if len(held)}
+  if config.eval.files is not None:
+    documents["files"] = sources.open_files(config.eval.files, config.data.max_bad_lines)
+  options = {"stride": config.eval.stride, "batch_size": config.eval.batch_size}
+  return {
+    name: heldout.evaluation_set(held, tokenizer, config.data, **options)
+    for name, held in documents.items()
+  }
+
+
+def write_samples(params: dict, config: PretrainConfig, tokenizer: Tokenizer, path: Path) -> None:
+  """Writes a continuation of each of `sample.prompts`, and prints them."""
+  prompts = [[tokenizer.eot, *ids] for ids in tokenizer.encode_batch(config.sample.prompts)]
+  lengths = np.array([len(ids) for ids in prompts], np.int32)
+  padded = np.full((len(prompts), lengths.max()), tokenizer.eot, np.int32)
+  for row, ids in zip(padded, prompts, strict=True):
+    row[: len(ids)] = ids
+  tokens, counts = generate(
+    params,
+    padded,
+    lengths,
+    jax.random.key(config.seed),
+    max_tokens=config.sample.max_tokens,
+    temperature=config.sample.temperature,
+    top_p=config.sample.top_p,
+    stop_id=tokenizer.eot,
+    config=config.model,
+    compute=config.compute,
+  )
+  texts = []
+  for prompt, row, count in zip(config.sample.prompts, tokens, counts, strict=True):
+    ids = [int(token) for token in row[:count] if token != tokenizer.eot]
+    texts.append(f"{prompt}|{tokenizer.decode(ids)}")
+  text = "\n\n---\n\n".join(texts) + "\n"
+  if jax.process_index() == 0:
+    write_atomically(path, text)
+    print(
+      f"\nSamples, each after its prompt and a bar (temperature "
+      f"{config.sample.temperature}, top-p {config.sample.top_p}):\n\n{text}"
+    )

@@ -1,0 +1,209 @@
+"""What a run tells while it trains: metrics, progress, evaluations, skipped steps, the ledger."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from model.params import flops_per_token
+from train import monitor
+from train.config import PretrainConfig
+from train.heldout import Score
+from train.metrics import MetricsLog, Pending, Progress, read
+from train.profiler import Profiler
+from train.state import TrainState
+from train.workdir import write_config
+
+METRICS = "metrics.jsonl"
+
+
+class Diverged(RuntimeError):
+  """Training can't go on: too many steps in a row were not finite."""
+
+
+class Recorder:
+  """The record of one run, from its start to its end or stop.
+
+  Attributes:
+    ledger: the wall-clock by category.
+    finished: whether the run in the workdir had come to its end before.
+    tokens: targets that counted in the loss, up to the last step recorded.
+
+  Args:
+    workdir: the run's folder.
+    raw: the config as given, for config.json.
+    config: the same, parsed.
+    changed: {key: (old, new)} of what may differ from the run in the workdir.
+  """
+
+  def __init__(
+    self, workdir: Path, raw: Mapping[str, Any], config: PretrainConfig, changed: Mapping
+  ):
+    self.ledger = monitor.Ledger()
+    self.tokens = 0.0
+    self._workdir, self._raw, self._config, self._changed = workdir, raw, config, changed
+    self._log: MetricsLog | None = None
+    self._pending = Pending()
+    self._waiting: dict[int, tuple[dict, float]] = {}
+    self._bad_in_a_row = 0
+    last = read(workdir / METRICS)[-1:] if (workdir / METRICS).exists() else []
+    self.finished = bool(last) and last[0]["kind"] == "done" and "train.steps" not in changed
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    if self._log is not None:
+      self._log.write("ledger", **self.ledger.seconds())
+      self._log.close()
+
+  def start(self, step: int, tokens: float) -> None:
+    """Begins the record of steps after `step`; from here on the folder is a run of this config."""
+    config = self._config
+    self.tokens = tokens
+    if jax.process_index() == 0:
+      write_config(self._workdir, self._raw)
+    self._log = MetricsLog(self._workdir / METRICS, resume_step=step or None)
+    for key, (old, new) in self._changed.items():
+      self._log.write("config", step=step, key=key, old=old, new=new)
+    self._progress = Progress(config.train.steps, config.log.every)
+    self._profiler = Profiler(config.log.profile_every)
+    if config.log.peak_flops is None:
+      self._peak, source = monitor.peak_flops(config.compute.dtype)
+    else:
+      self._peak, source = config.log.peak_flops * jax.device_count(), "log.peak_flops"
+    self._flops = flops_per_token(config.model, config.data.seq_len)
+    self._log.write("peak_flops", value=self._peak, source=source, devices=jax.device_count())
+    print(f"Peak for MFU: {source}." + (f" Continuing at step {step}." if step else ""))
+    self._mark()
+
+  def evaluated(self, step: int) -> bool:
+    """Whether the log holds the evaluation at `step`."""
+    lines = read(self._workdir / METRICS)
+    return any(line["kind"] == "eval" and line["step"] == step for line in lines)
+
+  def run_step(self, step: int, step_fn: Callable, state: TrainState, batch: dict, rows: dict):
+    """`step_fn(state, batch)`, its metrics taken into the record; returns the new state.
+
+    Raises:
+      Diverged: see `_check`.
+    """
+    wait = self.ledger.seconds()["data_wait"]
+    with self.ledger("step"):
+      with self._profiler.around(step):
+        state, metrics = step_fn(state, batch)
+      self._waiting[step] = rows, wait - self._data_wait
+      self._data_wait = wait
+      self._record(self._pending.push(step, metrics))
+    return state
+
+  def drain(self) -> None:
+    """Waits for and records all steps so far."""
+    with self.ledger("step"):
+      self._record(self._pending.drain())
+    self._log.sync()
+
+  def evaluate(
+    self, step: int, evaluate: Callable[[dict], dict[str, Score]], state: TrainState
+  ) -> None:
+    """Evaluates the raw weights, and their mean once there is one."""
+    with self.ledger("evaluation"):
+      scores = {"raw": evaluate(state.params)}
+      if state.average is not None and int(state.average_count):
+        scores["average"] = evaluate(state.average)
+    self._progress.close()
+    for weights, by_set in scores.items():
+      for name, score in by_set.items():
+        self._log.write(
+          "eval",
+          step=step,
+          set=name,
+          weights=weights,
+          loss=score.loss,
+          bits_per_byte=score.bits_per_byte,
+        )
+        print(
+          f"step {step:,}: held-out {name} ({weights} weights): loss {score.loss:.4f}, "
+          f"{score.bits_per_byte:.4f} bits per byte",
+          flush=True,
+        )
+
+  def done(self) -> None:
+    """Ends the record of a run that came to its end."""
+    self._log.write("ledger", **self.ledger.seconds())
+    self._log.write("done", step=self._config.train.steps)
+    self._log.close()
+    self._log = None
+    print(f"Where the time went:\n{self.ledger.table()}")
+
+  def _mark(self) -> None:
+    spent = self.ledger.seconds()
+    self._data_wait = spent["data_wait"]
+    self._last = time.perf_counter()
+    self._aside = spent["checkpoint"] + spent["evaluation"]
+
+  def _record(self, steps: list[tuple[int, dict[str, np.generic]]]) -> None:
+    """Writes the training lines of steps whose metrics have arrived."""
+    for step, metrics in steps:
+      now, spent = time.perf_counter(), self.ledger.seconds()
+      aside = spent["checkpoint"] + spent["evaluation"]
+      seconds = max(now - self._last - (aside - self._aside), 1e-6)
+      self._last, self._aside = now, aside
+      rows, wait = self._waiting.pop(step)
+      self.tokens += float(metrics["weight"])
+      speed = self._config.data.batch_size * self._config.data.seq_len / seconds
+      in_use, peak, source = monitor.device_memory()
+      line = {
+        "step": step,
+        "tokens": self.tokens,
+        "loss": metrics["loss"],
+        "z_loss": metrics["z_loss"],
+        "grad_norm": metrics["grad_norm"],
+        "lr": metrics["lr"],
+        "loss_scale": metrics["loss_scale"],
+        "skipped": step - int(metrics["updates"]),
+        "tokens_per_sec": speed,
+        "step_time": seconds,
+        "data_wait": wait,
+        "mfu": monitor.mfu(speed, self._flops[0], self._peak),
+        "mfu_full": monitor.mfu(speed, self._flops[1], self._peak),
+        "device_memory_bytes": in_use,
+        "device_memory_peak": peak,
+        "device_memory_source": source,
+        **self._profiler.fields,
+      }
+      self._log.write("train", **line)
+      self._progress.update({**line, "loss": float(metrics["loss"])})
+      self._check(step, metrics, rows)
+
+  def _check(self, step: int, metrics: dict[str, np.generic], rows: dict) -> None:
+    """Keeps the batch of a skipped step; too many in a row end the run."""
+    if not metrics["skipped"]:
+      self._bad_in_a_row = 0
+      return
+    self._bad_in_a_row += 1
+    kept = self._workdir / "skipped" / f"{step}-process{jax.process_index()}.npz"
+    kept.parent.mkdir(exist_ok=True)
+    np.savez_compressed(kept, **rows)
+    self._log.write(
+      "skip",
+      step=step,
+      loss=metrics["loss"],
+      grad_norm=metrics["grad_norm"],
+      loss_scale=metrics["loss_scale"],
+      batch=str(kept.relative_to(self._workdir)),
+    )
+    at_floor = self._config.loss_scale.dynamic and metrics["loss_scale"] <= 1
+    if at_floor or self._bad_in_a_row >= self._config.train.max_skipped:
+      self._progress.close()
+      why = "at loss scale 1" if at_floor else f"for {self._bad_in_a_row} steps in a row"
+      raise Diverged(
+        f"at step {step} the loss is {float(metrics['loss'])} and the gradient norm "
+        f"{float(metrics['grad_norm'])}: not finite {why}. The weights are those from before "
+        f"these steps; the batches are in {kept.parent}. Lower optimizer.peak_lr, compute in "
+        "bfloat16 or float32, or turn on model.qk_norm, and continue from the last checkpoint."
+      )
