@@ -73,6 +73,7 @@ class Checkpointer:
     self._verify = verify
     self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
     self._saving: Future | None = None
+    self._attempts = 0
 
   def steps(self) -> list[int]:
     """The steps with a valid manifest, in order; some may hold weights alone."""
@@ -225,7 +226,8 @@ class Checkpointer:
     if not replace and not _on_first_process(lambda: self._is_new(step)):
       return False
     _on_first_process(self._clean)
-    folder = self.directory / SAVING / str(step)
+    self._attempts += 1  # in the name, since what a failed save still writes must not meet this one
+    folder = self.directory / SAVING / f"{step}-{self._attempts}"
     try:
       ocp = _orbax()
       orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
@@ -270,16 +272,16 @@ class Checkpointer:
       logging.error("%s", failure)
       raise failure from error
     finally:
-      self._clean()  # what a failure leaves would fill the disk
+      if jax.process_index() == 0:
+        self._clean()  # what a failure leaves would fill the disk
 
   def _failure(self, step: int, error: Exception) -> CheckpointError:
     cause = " ".join(str(error).split()) or type(error).__name__
     if "No space left" in cause or getattr(error, "errno", None) == errno.ENOSPC:
       cause = "the disk is full; make room, or lower checkpoint.keep_last"
-    newest = self.latest()
     return CheckpointError(
       f"checkpoint {step} could not be written to {self.directory}: {cause[:500]}. Start again "
-      + ("once that is mended." if newest is None else f"then; it continues from step {newest}.")
+      f"once this is mended; the steps {self.steps()} are whole."
     )
 
   def _replace(self, final: Path) -> None:
