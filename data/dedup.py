@@ -70,7 +70,9 @@ def unique(
     documents: the `shingles` of each document.
     threshold: of the Jaccard similarity.
   """
-  parent = list(range(len(hashes)))
+  # Nodes are ranks by content hash, so that the first of a bucket is the one of it that may stay.
+  order = sorted(range(len(hashes)), key=lambda i: (hashes[i], i))
+  parent = list(range(len(order)))
 
   def root(node):
     while parent[node] != node:
@@ -78,15 +80,13 @@ def unique(
     return node
 
   buckets: dict[tuple[int, bytes], int] = {}
-  # In this order the first of a bucket, and the root of a cluster, has the smallest hash.
-  rank = sorted(range(len(hashes)), key=lambda i: (hashes[i], i))
-  position = {document: place for place, document in enumerate(rank)}
-  for current in rank:
-    bands = signature(documents[current]).reshape(BANDS, ROWS)
-    candidates = {buckets.setdefault((b, row.tobytes()), current) for b, row in enumerate(bands)}
-    for other in sorted(candidates - {current}, key=position.__getitem__):
-      one, two = root(other), root(current)
-      if one != two and jaccard(documents[other], documents[current]) >= threshold:
-        first, second = sorted((one, two), key=position.__getitem__)
-        parent[second] = first
-  return np.array([root(i) == i for i in range(len(hashes))], bool)
+  for current, index in enumerate(order):
+    bands = signature(documents[index]).reshape(BANDS, ROWS)
+    firsts = {buckets.setdefault((b, row.tobytes()), current) for b, row in enumerate(bands)}
+    for other in sorted(firsts - {current}):
+      one, two = sorted((root(other), root(current)))
+      if one != two and jaccard(documents[order[other]], documents[index]) >= threshold:
+        parent[two] = one
+  keep = np.zeros(len(order), bool)
+  keep[[index for rank, index in enumerate(order) if root(rank) == rank]] = True
+  return keep

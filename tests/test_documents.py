@@ -109,15 +109,16 @@ def test_planted_near_duplicates(similarity, least, most):
   assert (removed < 2).all()
 
 
-def test_a_cluster_keeps_its_smallest_hash_in_any_order():
-  rng = np.random.default_rng(2)
+@pytest.mark.parametrize("seed", range(12))  # the hashes rank the three differently each time
+def test_a_cluster_keeps_its_smallest_hash_in_any_order(seed):
+  rng = np.random.default_rng(seed)
   first, second = planted(rng, 0.85)
   third = second.split(" ", 80)[-1]  # near to the second only: the cluster is a chain
   assert dedup.jaccard(dedup.shingles(first), dedup.shingles(third)) < 0.7
   texts = [first, second, third, second, "Something else altogether.", "?!", "?!"]
   clusters = [{first, second, third}, {texts[4]}, {"?!"}]
   expected = {min(cluster, key=dedup.content_hash) for cluster in clusters}
-  for _ in range(5):
+  for _ in range(3):
     rng.shuffle(texts)
     kept = [text for text, stays in zip(texts, keep(texts), strict=True) if stays]
     assert sorted(kept) == sorted(expected)
