@@ -20,11 +20,10 @@ import functools
 import logging
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from model.attention_chunked import chunked_attention
-from model.attention_cudnn import cudnn_attention, cudnn_refusal
+from model.attention_cudnn import HOPPER, cudnn_attention, cudnn_refusal
 from model.attention_pallas import pallas_attention, pallas_refusal
 from model.attention_reference import causal_segment_mask, masked_attention, xla_attention
 from model.sharding import BATCH_AXES
@@ -34,7 +33,6 @@ __all__ = ["attention", "causal_segment_mask", "masked_attention"]
 IMPLEMENTATIONS = ("auto", "xla", "chunked", "pallas", "cudnn")
 # Queries of a chunk: blocks that stay in a core's cache, blocks that outlast a GPU kernel's launch.
 CHUNK = {"cpu": 64, "gpu": 512}
-AMPERE, HOPPER = 8.0, 9.0  # CUDA compute capabilities
 
 
 def attention(
@@ -84,26 +82,26 @@ def attention(
 def _kernel(implementation, mesh, q_BLNK, sliding_window, logit_softcap, max_segments):
   """The chosen kernel, of (q, k, v, query ids, key ids, q_offset)."""
   platform, capability = _device(mesh)
-  chunk = CHUNK.get(platform, CHUNK["gpu"])
-  context = mesh.shape.get("context", 1)
+  target = {"platform": platform, "capability": capability, "context": mesh.shape.get("context", 1)}
   options = {"sliding_window": sliding_window, "logit_softcap": logit_softcap}
   refusals = {
-    "pallas": pallas_refusal(q_BLNK, context=context, **options),
+    "pallas": pallas_refusal(q_BLNK, **target, **options),
     "cudnn": cudnn_refusal(
-      q_BLNK, context=context, platform=platform, capability=capability,
-      max_segments=max_segments, logit_softcap=logit_softcap,
+      q_BLNK,
+      **target,
+      logit_softcap=logit_softcap,
+      max_segments=max_segments,
+      devices=mesh.size or 1,
     ),
-  }  # fmt: skip
+  }
+  chunk = CHUNK.get(platform, CHUNK["gpu"])
   if implementation == "auto":
-    tensor_cores = capability >= AMPERE and q_BLNK.dtype != jnp.float32
-    if tensor_cores and not refusals["pallas"]:
-      implementation = "pallas"
-    else:
-      implementation = "xla" if q_BLNK.shape[1] <= chunk else "chunked"
+    short = "xla" if q_BLNK.shape[1] <= chunk else "chunked"
+    implementation = "pallas" if platform == "gpu" and not refusals["pallas"] else short
   if refusals.get(implementation):
     raise ValueError(
       f"attention implementation {implementation!r} can't do {refusals[implementation]}, or choose "
-      "the implementation 'chunked'."
+      "implementation 'chunked'."
     )
   if implementation == "xla":
     return functools.partial(xla_attention, **options)

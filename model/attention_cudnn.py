@@ -25,15 +25,18 @@ class _Options:
   sliding_window: int | None
 
 
+HOPPER = 9.0  # the first CUDA compute capability with cuDNN's packed layout
+
+
 def cudnn_refusal(
-  q_BLNK, *, context, platform, capability, max_segments, logit_softcap
+  q_BLNK, *, platform, capability, context, logit_softcap, max_segments, devices
 ) -> str | None:
   """Why the kernel can't do this (option, its value, remedy), or None where it can."""
-  B, L, N, K = q_BLNK.shape
+  K = q_BLNK.shape[3]
   if jax.__version_info__[:2] not in PRIMITIVE_EXTRAS:
     known = ", ".join(f"{major}.{minor}" for major, minor in PRIMITIVE_EXTRAS)
     return f"jax {jax.__version__}, of which it uses private parts; use jax {known}"
-  if platform != "gpu" or capability < 9:
+  if platform != "gpu" or capability < HOPPER:
     return f"device platform {platform!r}, compute capability {capability}; use a Hopper GPU"
   if q_BLNK.dtype not in (jnp.float16, jnp.bfloat16):
     return f"dtype {q_BLNK.dtype}; use float16 or bfloat16"
@@ -45,8 +48,8 @@ def cudnn_refusal(
     return f"max_segments={max_segments}; give the packer's bound, at least 2"
   if K % 8 or K > 256:
     return f"head_dim={K}; use a multiple of 8, at most 256"
-  if B * L * N * K >= 2**31:
-    return f"{B * L * N * K} query elements a device, past int32 offsets; use smaller microbatches"
+  if q_BLNK.size // devices >= 2**31:
+    return f"{q_BLNK.size // devices} query elements a device: offsets are int32; use fewer rows"
   return None
 
 

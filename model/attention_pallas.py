@@ -16,9 +16,21 @@ BLOCK = 128  # the kernel's tile of queries, and of keys
 HEAD_DIMS = (16, 32, 64, 128)
 
 
-def pallas_refusal(q_BLNK, *, context, sliding_window, logit_softcap) -> str | None:
-  """Why the kernel can't do this (option, its value, remedy), or None where it can."""
+AMPERE = 8.0  # the first CUDA compute capability that Triton's matmuls of these tiles run on
+
+
+def pallas_refusal(
+  q_BLNK, *, platform, capability, context, sliding_window, logit_softcap
+) -> str | None:
+  """Why the kernel can't do this (option, its value, remedy), or None where it can.
+
+  On any platform but a GPU it is interpreted, so that only shapes and options count.
+  """
   L, K = q_BLNK.shape[1], q_BLNK.shape[3]
+  if platform == "gpu" and capability < AMPERE:
+    return f"compute capability {capability}; use a GPU of at least {AMPERE}"
+  if platform == "gpu" and q_BLNK.dtype == jnp.float32:
+    return "dtype float32, which Triton rounds to TF32; use float16 or bfloat16"
   if context > 1:
     return f"mesh axis context={context}: it has no query offsets; set mesh.context to 1"
   if sliding_window is not None:

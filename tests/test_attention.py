@@ -349,6 +349,19 @@ def test_cudnn_is_refused_off_hopper_and_on_unknown_jax(monkeypatch):
 
 
 @pytest.mark.parametrize(
+  ("device", "dtype", "words"),
+  [
+    (("gpu", 7.5), "float16", "'pallas'.*capability 7.5.*at least 8.0"),
+    (("gpu", 9.0), "float32", "'pallas'.*float32.*use float16"),
+  ],
+)
+def test_pallas_is_refused_where_triton_can_not_compute_it(monkeypatch, device, dtype, words):
+  monkeypatch.setattr(model.attention, "_device", lambda mesh: device)
+  with pytest.raises(ValueError, match=words):
+    call_with("pallas", dtype=dtype)
+
+
+@pytest.mark.parametrize(
   ("mesh", "implementation", "options", "words"),
   [
     (MeshConfig(1, 1, 2, 1), "pallas", {}, "'pallas'.*context=2"),

@@ -1,7 +1,7 @@
 """Compile for H100s on a machine without one: a topology of devices that exist only to XLA.
 
-Needs the `plan` extra (the CUDA plugin, ptxas, cuDNN), no driver. XLA then skips autotuning, so the
-kernels that it picks can differ from those it would measure to be best on a GPU.
+Needs the `plan` extra (the CUDA plugin and ptxas), no driver and no cuDNN. XLA then skips
+autotuning, so the kernels that it picks can differ from those it would find best on a GPU.
 """
 
 import importlib.util
@@ -43,7 +43,7 @@ H100_MEMORY_BYTES = 84_942_979_072
 
 def missing_packages() -> list[str]:
   """The packages of the `plan` extra that can't be imported here."""
-  modules = ("jax_cuda12_plugin", "nvidia.cuda_nvcc", "nvidia.cudnn")
+  modules = ("jax_cuda12_plugin", "nvidia.cuda_nvcc")
   return [name for name in modules if not _importable(name)]
 
 
