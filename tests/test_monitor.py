@@ -3,7 +3,6 @@
 import itertools
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -185,7 +184,8 @@ def test_only_the_streams_of_devices_are_read_from_a_profile():
 
 def test_on_cpu_communication_is_null_with_a_reason():
   watched = profiler.Profiler(every=1)
-  assert watched.step(1, lambda x: x + 1, 1) == 2
+  with watched.around(1):
+    pass
   assert watched.fields["comm_seconds"] is watched.fields["comm_exposed"] is None
   assert "cpu" in watched.fields["comm_reason"]
 
@@ -193,13 +193,15 @@ def test_on_cpu_communication_is_null_with_a_reason():
 def test_a_profile_is_taken_at_the_cadence(monkeypatch):
   monkeypatch.setattr("jax.default_backend", lambda: "gpu")
   watched = profiler.Profiler(every=2)
-  add = jax.jit(lambda x: x + 1)
-  assert watched.step(1, add, jnp.float32(1)) == 2
+  with watched.around(1):
+    pass
   assert watched.fields["comm_reason"] == "no step was profiled yet"
-  assert watched.step(2, add, jnp.float32(2)) == 3  # a real profile, of a CPU
+  with watched.around(2):  # profiles this CPU for real, and finds no GPU in it
+    jnp.ones(3) + 1
   assert "profile of step 2 failed: it shows nothing" in watched.fields["comm_reason"]
   monkeypatch.setattr(profiler, "ProfileData", types.SimpleNamespace(from_file=gpu_profile))
-  assert watched.step(4, add, jnp.float32(4)) == 5
+  with watched.around(4):
+    pass
   assert watched.fields == {
     "comm_seconds": pytest.approx(3e-6),
     "comm_exposed": pytest.approx(2e-6),
@@ -216,6 +218,7 @@ def test_a_profile_that_fails_ends_no_run(monkeypatch):
     raise RuntimeError("Only one profile may be run at a time.")
 
   monkeypatch.setattr("jax.profiler.start_trace", busy)
-  assert watched.step(3, lambda x: x + 1, 1) == 2
+  with watched.around(3):
+    pass
   assert "step 3 failed: Only one profile" in watched.fields["comm_reason"]
   assert watched.fields["comm_seconds"] is None

@@ -1,5 +1,6 @@
 """Seconds of communication in a step, and how many of them nothing hid, from a GPU's profile."""
 
+import contextlib
 import re
 import tempfile
 import warnings
@@ -31,7 +32,8 @@ class Event(NamedTuple):
 class Profiler:
   """Profiles one step in `every`, on GPU, and keeps what it says of communication.
 
-      state, metrics = profiler.step(step, train_step, state, batch)
+      with profiler.around(step):
+        state, metrics = train_step(state, batch)
       log.write("train", ..., **profiler.fields)
 
   `fields` has the seconds of `comm_step`, the step profiled last, and a `comm_reason` where there
@@ -51,15 +53,18 @@ class Profiler:
     elif every is None:
       self.fields = no_communication("log.profile_every is None")
 
-  def step(self, step: int, train_step: Callable, *args) -> Any:
-    """`train_step(*args)`; when `step` is due, waited for on both sides and profiled between."""
+  @contextlib.contextmanager
+  def around(self, step: int) -> Iterator[None]:
+    """When `step` is due, the devices are waited for on both sides, and profiled in between."""
     if self._every is None or step % self._every:
-      return train_step(*args)
-    jax.block_until_ready(args)  # or the end of the step before would be in the profile
+      yield
+      return
     with tempfile.TemporaryDirectory(prefix="profile-", ignore_cleanup_errors=True) as folder:
+      jax.block_until_ready(jax.live_arrays())  # or the end of the step before would be in it
       error = _failure(jax.profiler.start_trace, folder, profiler_options=_options())
       try:
-        result = jax.block_until_ready(train_step(*args))
+        yield
+        jax.block_until_ready(jax.live_arrays())
       finally:
         error = error or _failure(jax.profiler.stop_trace)
       found = None if error else communication(read_profile(Path(folder)))
@@ -74,7 +79,6 @@ class Profiler:
         "comm_reason": None,
         "comm_step": step,
       }
-    return result
 
 
 def no_communication(reason: str) -> dict[str, Any]:
