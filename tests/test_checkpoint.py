@@ -19,7 +19,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from train import loss_scale, manifest
-from train.checkpoint import SAVING, Checkpointer, CheckpointError
+from train.catalog import SAVING, Catalog
+from train.checkpoint import Checkpointer, CheckpointError
 from train.loss_scale import LossScaleConfig
 from train.state import TrainState
 
@@ -255,6 +256,14 @@ def test_nothing_is_set_aside_where_nothing_is_whole(saved):
     Checkpointer(saved / "empty").restore({"model": ABSTRACT})
 
 
+def test_a_run_does_not_begin_anew_where_its_manifests_are_gone(saved):
+  for step in ("1", "2"):
+    corrupt(saved / step, "missing manifest")
+  with pytest.raises(CheckpointError, match=r"holds the steps \[2, 1\], and a run can restart"):
+    Checkpointer(saved).latest()
+  assert Checkpointer(saved).steps() == []
+
+
 def test_an_asked_for_step_that_is_damaged_is_an_error_and_stays(saved):
   corrupt(saved / "2", "flipped")
   with pytest.raises(CheckpointError, match="SHA-256"):
@@ -424,12 +433,12 @@ def test_killed_at_each_stage_of_the_bookkeeping(saved_one, monkeypatch, at):
     raise Killed
 
   with monkeypatch.context() as patch:
-    patch.setattr(Checkpointer, "_clean", lambda self: 0)
+    patch.setattr(Catalog, "clean", lambda self: 0)
     if at == "rename":
       rename = os.rename
       patch.setattr(os, "rename", lambda a, b: kill() if b == saved_one / "2" else rename(a, b))
     elif at == "prune":
-      patch.setattr(Checkpointer, "_prune", kill)
+      patch.setattr(Catalog, "_prune", kill)
     else:
       patch.setattr(manifest, at, kill)
     with pytest.raises(Killed):
@@ -554,6 +563,16 @@ def test_killed_while_dropping_the_state_the_weights_stay(saved_one, monkeypatch
 
 def os_iterdir(path):
   return iter([path / name for name in os.listdir(path)])
+
+
+def test_weights_alone_do_not_stop_a_run_that_fell_back_behind_them(tmp_path):
+  checkpointer = Checkpointer(tmp_path, keep_last=1, keep_every=2, average_steps=[3])
+  save(checkpointer, 2, 3, 5)
+  corrupt(tmp_path / "5", "flipped")
+  assert_restores(checkpointer, 2)
+  save(checkpointer, 3)
+  assert_restores(checkpointer, 3)
+  assert sorted(os.listdir(tmp_path)) == ["2", "3", "5.corrupt-1"]
 
 
 # Weights alone.

@@ -6,7 +6,7 @@
         model.average/     their running mean
         model.state/       moments, loss scale, counters, key
         MANIFEST.json      every file's SHA-256, every leaf's shape and dtype, the data cursors
-      900.corrupt-1/       a step that failed its hashes, set aside
+      2000.corrupt-1/      a step that failed its hashes, set aside
       .saving/             the save in progress, or what a killed one left; nothing here is needed
 
 Orbax restores flipped bits in silence, so the hashes are ours. Orbax writes into `.saving/`; the
@@ -19,7 +19,6 @@ not the manager: which steps exist and which may go is here decided by the manif
 import errno
 import json
 import os
-import shutil
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -30,14 +29,8 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from train import manifest as manifests
-from train.manifest import Manifest
-
-SAVING = ".saving"
-
-
-class CheckpointError(OSError):
-  """A checkpoint could not be written, or none could be read; what was saved is untouched."""
+from train.catalog import Catalog, CheckpointError
+from train.manifest import Leaves, Manifest
 
 
 class Checkpointer:
@@ -64,24 +57,29 @@ class Checkpointer:
     average_steps: Collection[int] = (),
     verify: bool = True,
   ):
-    if keep_last is not None and keep_last < 1:
-      raise ValueError(f"keep_last={keep_last}; at least 1 checkpoint must stay to restart from.")
-    self.directory = Path(os.path.abspath(directory))
-    self._keep_last = keep_last
-    self._keep_every = keep_every
-    self._average_steps = frozenset(average_steps)
-    self._verify = verify
+    self._catalog = Catalog(
+      directory,
+      keep_last=keep_last,
+      keep_every=keep_every,
+      average_steps=average_steps,
+      verify=verify,
+    )
+    self.directory = self._catalog.directory
     self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
     self._saving: Future | None = None
     self._attempts = 0
 
   def steps(self) -> list[int]:
     """The steps with a valid manifest, in order; some may hold weights alone."""
-    return sorted(self._manifests())
+    return sorted(self._catalog.manifests())
 
   def latest(self) -> int | None:
-    """The newest step that a run can restart from, or None."""
-    return max((s for s, m in self._manifests().items() if _is_full(m)), default=None)
+    """The newest step that a run can restart from, or None in a folder without steps.
+
+    Raises:
+      CheckpointError: there are steps, and none to restart from; a run must not begin anew there.
+    """
+    return self._catalog.latest()
 
   def save(
     self, step: int, trees: dict[str, Any], extra: dict[str, Any], *, wait: bool = False
@@ -133,7 +131,9 @@ class Checkpointer:
     """
     self.wait()
     wanted = _items(abstract)
-    step = _on_first_process(lambda: self._choose(wanted, step, full=True, owner=True))
+    step = _on_first_process(
+      lambda: self._catalog.choose(_described(wanted), step, full=True, owner=True)
+    )
     trees = self._read(step, wanted)
     restored = {
       name: jax.tree.unflatten(
@@ -141,7 +141,7 @@ class Checkpointer:
       )
       for name, tree in abstract.items()
     }
-    return step, restored, self._manifest(step).extra
+    return step, restored, self._catalog.manifest(step).extra
 
   def restore_weights(
     self, abstract: dict[str, Any], step: int | None = None, which: str = "raw"
@@ -168,7 +168,9 @@ class Checkpointer:
       )
       for name, tree in abstract.items()
     }
-    step = _on_first_process(lambda: self._choose(wanted, step, full=not raw, owner=False))
+    step = _on_first_process(
+      lambda: self._catalog.choose(_described(wanted), step, full=not raw, owner=False)
+    )
     trees = self._read(step, wanted)
     weights = {}
     for name, tree in abstract.items():
@@ -191,7 +193,7 @@ class Checkpointer:
         path: jax.ShapeDtypeStruct(shape, np.dtype(dtype))
         for path, (shape, dtype) in leaves.items()
       }
-      for item, leaves in self._manifest(step).items.items()
+      for item, leaves in self._catalog.manifest(step).items.items()
       if item.endswith(".params")
     }
 
@@ -219,15 +221,15 @@ class Checkpointer:
     self.wait()
     body = Manifest(
       step=step,
-      items={i: {p: _describe(x) for p, x in leaves.items()} for i, leaves in items.items()},
+      items=_described(items),
       files={},
       extra=json.loads(json.dumps(extra)),  # a copy: the caller's may change meanwhile
     )
-    if not replace and not _on_first_process(lambda: self._is_new(step)):
+    if not replace and not _on_first_process(lambda: self._catalog.is_new(step)):
       return False
-    _on_first_process(self._clean)
+    _on_first_process(self._catalog.clean)
     self._attempts += 1  # in the name, since what a failed save still writes must not meet this one
-    folder = self.directory / SAVING / f"{step}-{self._attempts}"
+    folder = self._catalog.staging(f"{step}-{self._attempts}")
     try:
       ocp = _orbax()
       orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
@@ -240,40 +242,19 @@ class Checkpointer:
       self.wait()
     return True
 
-  def _is_new(self, step: int) -> bool:
-    newest = max(self.steps(), default=-1)
-    if step < newest:
-      raise ValueError(
-        f"step {step} is to be saved in {self.directory}, which holds the later step {newest}; "
-        "use another workdir, or move the later steps away."
-      )
-    return step > newest
-
-  def _clean(self) -> int:
-    """Deletes what a killed save left, which by its place was never a checkpoint."""
-    shutil.rmtree(self.directory / SAVING, ignore_errors=True)
-    return 0
-
   def _finish(self, orbax, folder: Path, body: Manifest) -> None:
     try:
       orbax.close()  # waits for the files, and raises what went wrong with them
       if jax.process_index():
         return
-      files = manifests.hash_files(folder)
-      manifests.write(folder, Manifest(body.step, body.items, files, body.extra))
-      final = self.directory / str(body.step)
-      if final.exists():
-        self._replace(final)
-      os.rename(folder, final)
-      manifests.sync_folder(self.directory)
-      self._prune()
+      self._catalog.add(folder, body)
     except Exception as error:
       failure = self._failure(body.step, error)
       logging.error("%s", failure)
       raise failure from error
     finally:
       if jax.process_index() == 0:
-        self._clean()  # what a failure leaves would fill the disk
+        self._catalog.clean()  # what a failure leaves would fill the disk
 
   def _failure(self, step: int, error: Exception) -> CheckpointError:
     cause = " ".join(str(error).split()) or type(error).__name__
@@ -284,116 +265,7 @@ class Checkpointer:
       f"once this is mended; the steps {self.steps()} are whole."
     )
 
-  def _replace(self, final: Path) -> None:
-    """Moves what has the name of the new step out of its way: into `.saving` if it was a step."""
-    try:
-      manifests.read(final)
-    except ValueError as fault:
-      _set_aside(final, str(fault))
-    else:
-      self._delete(final)
-
-  def _delete(self, folder: Path) -> None:
-    """Deletes a step so that a kill leaves it whole or nameless."""
-    trash = self.directory / SAVING / f"{folder.name}.deleted"
-    trash.parent.mkdir(exist_ok=True)
-    os.rename(folder, trash)
-    shutil.rmtree(trash)
-
-  def _prune(self) -> None:
-    """Applies retention; only called once a new step has its manifest."""
-    steps = self._manifests()
-    full = sorted(s for s, m in steps.items() if _is_full(m))
-    if self._keep_last is None or not full:
-      return
-    keep = set(full[-self._keep_last :])
-    keep |= {s for s in full if self._keep_every and s % self._keep_every == 0}
-    for step in steps.keys() - keep:
-      folder = self.directory / str(step)
-      if step in self._average_steps:
-        self._keep_weights(folder, steps[step])
-      else:
-        self._delete(folder)
-
-  def _keep_weights(self, folder: Path, manifest: Manifest) -> None:
-    """Leaves the weights alone: first a manifest without the rest, then the rest goes."""
-    weights = {item for item in manifest.items if item.endswith(".params")}
-    if _is_full(manifest):
-      manifests.write(folder, manifest.only(weights))
-    for entry in folder.iterdir():
-      if entry.name not in weights | {manifests.NAME}:
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
   # Reading.
-
-  def _manifest(self, step: int) -> Manifest:
-    try:
-      return manifests.read(self.directory / str(step))
-    except ValueError as fault:
-      raise CheckpointError(f"no checkpoint {step} in {self.directory}: {fault}.") from None
-
-  def _manifests(self) -> dict[int, Manifest]:
-    """{step: manifest} of all valid steps."""
-    found = {}
-    for step in self._named():
-      try:
-        found[step] = manifests.read(self.directory / str(step))
-      except ValueError:
-        continue
-    return found
-
-  def _named(self) -> list[int]:
-    """The steps that have a folder, valid or not, newest first."""
-    if not self.directory.is_dir():
-      return []
-    return sorted(
-      (int(p.name) for p in self.directory.iterdir() if p.name.isdecimal()), reverse=True
-    )
-
-  def _choose(self, wanted: dict, step: int | None, *, full: bool, owner: bool) -> int:
-    """The step to restore; its owner sets newer, corrupt ones aside."""
-    faults = {}
-    for candidate in self._named() if step is None else [step]:
-      folder = self.directory / str(candidate)
-      try:
-        manifest = manifests.read(folder)
-      except ValueError as error:
-        faults[candidate] = str(error)
-        continue
-      if full and not _is_full(manifest):
-        faults[candidate] = "it holds weights alone"
-        continue
-      self._check_fits(candidate, manifest, wanted)
-      fault = manifests.find_fault(folder, manifest) if self._verify else None
-      if fault is None:
-        break
-      faults[candidate] = fault
-    else:
-      raise CheckpointError(
-        f"no checkpoint in {self.directory} can be restored"
-        + "".join(f"; {candidate}: {fault}" for candidate, fault in faults.items())
-        + ". Restore the folder from a copy, or start in another workdir."
-      )
-    for corrupt, fault in faults.items():
-      if owner and fault != "it holds weights alone":
-        _set_aside(self.directory / str(corrupt), fault)
-      else:
-        logging.warning("Checkpoint %d in %s is passed over: %s.", corrupt, self.directory, fault)
-    if owner:
-      self._clean()
-    return candidate
-
-  def _check_fits(self, step: int, manifest: Manifest, wanted: dict) -> None:
-    for item, leaves in wanted.items():
-      saved = manifest.items.get(item, {})
-      for path in saved | leaves:
-        there = _format(saved[path]) if path in saved else "absent"
-        here = _format(_describe(leaves[path])) if path in leaves else "absent"
-        if there != here:
-          raise ValueError(
-            f"checkpoint {step} in {self.directory} does not fit: leaf {item}/{path} is {there} "
-            f"there and {here} here. Use the config that it was saved with, or another workdir."
-          )
 
   def _read(self, step: int, wanted: dict) -> dict[str, dict[str, Any]]:
     """{item: {leaf path: array}} from Orbax, to the shardings of `wanted`."""
@@ -483,22 +355,8 @@ def _path(keys) -> str:
   return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
-def _describe(leaf) -> tuple[tuple[int, ...], str]:
-  return tuple(leaf.shape), str(leaf.dtype)
-
-
-def _format(description: tuple[tuple[int, ...], str]) -> str:
-  shape, dtype = description
-  return f"{dtype}{list(shape)}"
-
-
-def _is_full(manifest: Manifest) -> bool:
-  return any(item.endswith(".state") for item in manifest.items)
-
-
-def _set_aside(folder: Path, fault: str) -> None:
-  n = 1
-  while (aside := folder.with_name(f"{folder.name}.corrupt-{n}")).exists():
-    n += 1
-  os.rename(folder, aside)
-  logging.warning("Checkpoint %s is corrupt (%s) and set aside as %s.", folder, fault, aside.name)
+def _described(items: dict[str, dict[str, Any]]) -> dict[str, Leaves]:
+  return {
+    item: {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves.items()}
+    for item, leaves in items.items()
+  }

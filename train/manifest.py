@@ -11,6 +11,7 @@ from typing import Any
 from train.workdir import write_atomically
 
 NAME = "MANIFEST.json"
+Leaves = dict[str, tuple[tuple[int, ...], str]]  # {leaf path: (shape, dtype name)}
 HASH_THREADS = 8  # hashlib releases the GIL; beyond this the disk is the limit
 
 
@@ -20,23 +21,27 @@ class Manifest:
 
   Attributes:
     step: batches trained on.
-    items: {item: {leaf path: (shape, dtype name)}}; an item is a folder of the step.
+    items: {item: its leaves}; an item is a folder of the step: `<tree>.params`, `<tree>.average`
+      or `<tree>.state`.
     files: {path in the step's folder: (bytes, SHA-256)} of all files but the manifest.
     extra: the caller's JSON: data cursors, place in the metrics file.
   """
 
   step: int
-  items: dict[str, dict[str, tuple[tuple[int, ...], str]]]
+  items: dict[str, Leaves]
   files: dict[str, tuple[int, str]]
   extra: dict[str, Any]
 
-  def only(self, items: set[str]) -> "Manifest":
-    """The manifest of the step once all but `items` are gone from it."""
-    return dataclasses.replace(
-      self,
-      items={k: v for k, v in self.items.items() if k in items},
-      files={k: v for k, v in self.files.items() if k.split("/")[0] in items},
-    )
+  @property
+  def is_full(self) -> bool:
+    """Whether a run can restart from the step; else it holds weights alone."""
+    return any(item.endswith(".state") for item in self.items)
+
+  def weights_alone(self) -> "Manifest":
+    """The manifest of the step once all but the weights are gone from it."""
+    items = {item: leaves for item, leaves in self.items.items() if item.endswith(".params")}
+    files = {path: entry for path, entry in self.files.items() if path.split("/")[0] in items}
+    return dataclasses.replace(self, items=items, files=files)
 
 
 def write(folder: Path, manifest: Manifest) -> None:
