@@ -146,7 +146,8 @@ BREAKAGES = (
     'np.argsort(np.concatenate([part["streams"] for part in parts]), kind="stable")',
     'np.arange(sum(len(part["streams"]) for part in parts))',
     "the order of rows depends on the number of workers",
-    "tests/test_loader.py::test_no_worker_count_changes_a_batch",
+    "tests/test_loader.py::"
+    "test_a_restart_in_worker_processes_that_share_the_streams_unevenly",
   ),
   # Evaluation and deduplication.
   breakage(
@@ -163,7 +164,7 @@ BREAKAGES = (
   ),
   breakage(
     "dedup-verified", "data/dedup.py",
-    "jaccard(documents[other], documents[current]) >= threshold", "True",
+    "]) >= threshold", "]) >= 0",
     "a candidate counts as a duplicate without a look",
     "tests/test_documents.py::test_planted_near_duplicates",
   ),
@@ -187,7 +188,7 @@ BREAKAGES = (
     "tests/test_checkpoint.py::test_a_flipped_bit_in_any_file_is_noticed",
   ),
   breakage(
-    "retention", "train/checkpoint.py",
+    "retention", "train/catalog.py",
     "keep = set(full[-self._keep_last :])", "keep = set(full[: self._keep_last])",
     "the oldest checkpoints stay and the newest goes",
     "tests/test_checkpoint.py::test_retention_keeps_the_newest_every_nth_and_the_windows_weights",
@@ -285,7 +286,10 @@ def killer(breakage: Breakage) -> tuple[str | None, str]:
   """The test that fails on a broken copy, or None; and what was printed where that is odd."""
   with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
     copy_tree(Path(folder))
-    apply(breakage, Path(folder))
+    try:
+      apply(breakage, Path(folder))
+    except ValueError as error:
+      return None, str(error)
     return run_tests(breakage.tests, Path(folder))
 
 
@@ -325,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{each.name} ({each.why}): {verdict}", flush=True)
         if output and not test:
           print(output)
-  except (ValueError, RuntimeError) as error:
+  except RuntimeError as error:
     print(error, file=sys.stderr)
     return 1
   seconds = time.monotonic() - start
