@@ -103,10 +103,12 @@ def test_only_process_0_writes(tmp_path, monkeypatch):
 
 def test_pending_returns_steps_in_order_and_late():
   pending = Pending(depth=2)
-  out = [pending.push(step, {"loss": jnp.float32(step)}) for step in (1, 2, 3, 4)]
+  out = [list(pending.push(step, {"loss": jnp.float32(step)})) for step in (1, 2, 3, 4)]
   assert [[step for step, _ in steps] for steps in out] == [[], [], [1], [2]]
-  assert pending.drain() == [(3, {"loss": np.float32(3)}), (4, {"loss": np.float32(4)})]
-  assert pending.drain() == []
+  rest = pending.drain()
+  assert next(rest) == (3, {"loss": np.float32(3)})  # without a wait for the next
+  assert list(rest) == [(4, {"loss": np.float32(4)})]
+  assert list(pending.drain()) == []
 
 
 def line(step, **changes):

@@ -161,23 +161,22 @@ class Pending:
     self._depth = depth
     self._steps = collections.deque()
 
-  def push(self, step: int, metrics: Mapping[str, jax.Array]) -> list[tuple[int, dict]]:
-    """Takes the metrics of `step`; returns (step, numpy scalars) of those that fall out."""
+  def push(self, step: int, metrics: Mapping[str, jax.Array]) -> Iterator[tuple[int, dict]]:
+    """Takes the metrics of `step`; yields (step, numpy scalars) of those that fall out."""
     for value in metrics.values():
       value.copy_to_host_async()
     self._steps.append((step, metrics))
     return self._pop(self._depth)
 
-  def drain(self) -> list[tuple[int, dict]]:
-    """Waits for all the rest: before a checkpoint, and at the end."""
+  def drain(self) -> Iterator[tuple[int, dict]]:
+    """Yields all the rest: before a checkpoint, and at the end."""
     return self._pop(0)
 
-  def _pop(self, keep: int) -> list[tuple[int, dict]]:
-    done = []
+  def _pop(self, keep: int) -> Iterator[tuple[int, dict]]:
+    """One at a time, as each arrives, so that the caller can tell when its step ended."""
     while len(self._steps) > keep:
       step, metrics = self._steps.popleft()
-      done.append((step, jax.device_get(metrics)))
-    return done
+      yield step, jax.device_get(metrics)
 
 
 class Progress:
