@@ -1,23 +1,36 @@
-"""Packaging of Straits. `pip install -e .` is all that a CPU machine needs."""
+"""Packaging of Straits: `pip install -e .` is all that a machine without a GPU needs."""
 
 import setuptools
 
-# Upper bounds stand only where a release is known to break something, with the reason beside it.
+# Every package that the code imports, from the oldest release that its tests pass with.
+# No upper bounds: no release is known to break anything. On Python 3.11 pip stops at jax 0.10.2.
 REQUIRED = [
-  "jax>=0.10.2",
+  "absl-py>=2.1.0",
   "flax>=0.12.0",
+  "fsspec>=2024.6.0",
+  "grain>=0.2.18",
+  "jax>=0.10.2",
+  "ml_collections>=1.1.0",
+  "numpy>=2.0.0",
   "optax>=0.2.8",
   "orbax-checkpoint>=0.12.0",
-  "grain>=0.2.18",
-  "seqio>=0.0.20",
-  "ml_collections>=1.1.0",
-  "absl-py>=2.1.0",
-  "numpy>=2.0",
-  "tokenizers>=0.21",
+  "sentencepiece>=0.2.0",
+  "seqio>=0.0.20",  # brings TensorFlow
+  "tokenizers>=0.21.0",
 ]
 
 EXTRAS = {
-  "test": ["pytest>=8.3", "hypothesis>=6.100", "ruff>=0.9"],
+  "test": ["hypothesis>=6.100.0", "matplotlib>=3.9.0", "pytest>=8.3.0", "ruff>=0.9.0"],
+  # What tests compare with, on the CPU.
+  "peers": ["torch==2.13.0", "transformers>=4.50.0"],
+  "cuda12": ["jax[cuda12]>=0.10.2"],
+  # To compile for a GPU without one: the plugin of jax's own version, ptxas and cuDNN's headers,
+  # without the rest of CUDA.
+  "plan": [
+    "jax[cuda12-local]>=0.10.2",
+    "nvidia-cuda-nvcc-cu12>=12.6",
+    "nvidia-cudnn-cu12>=9.8,<10",
+  ],
 }
 
 setuptools.setup(
