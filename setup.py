@@ -15,12 +15,14 @@ REQUIRED = [
   "optax>=0.2.8",
   "orbax-checkpoint>=0.12.0",
   "sentencepiece>=0.2.0",
-  "seqio>=0.0.20",  # brings TensorFlow
+  "seqio>=0.0.20",
+  "tensorflow>=2.21.0",  # seqio's; only data/tasks.py imports either
   "tokenizers>=0.21.0",
 ]
 
 EXTRAS = {
-  "test": ["hypothesis>=6.100.0", "matplotlib>=3.9.0", "pytest>=8.3.0", "ruff>=0.9.0"],
+  # Releases of ruff format differently, so it is the one that a test holds the code to.
+  "test": ["hypothesis>=6.100.0", "matplotlib>=3.9.0", "pytest>=8.3.0", "ruff==0.17.6"],
   # What tests compare with, on the CPU.
   "peers": ["torch==2.13.0", "transformers>=4.50.0"],
   "cuda12": ["jax[cuda12]>=0.10.2"],
