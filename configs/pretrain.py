@@ -3,7 +3,8 @@
 A 1.2B decoder with the reference optimizer, precision, schedule and sequence length; every other
 recipe derives from this one. Point it at documents and start it:
 
-    python -m train.main --config configs/pretrain.py --config.data.sources.main.path='corpus/*.jsonl'
+    python -m train.main --config configs/pretrain.py \\
+      --config.data.sources.main.path='corpus/*.jsonl'
 
 Expected: nothing was measured for this size; `configs/quickstart.py` and `configs/pretrain_37b.py`
 say what is known of theirs. What the source of the reference run leaves open is marked "ours".
@@ -43,6 +44,7 @@ def get_config() -> ConfigDict:
         "remat_save": (),
         "remat_offload": (),
         "attention": "auto",
+        "max_segments": None,
         "reduce_gradients_in_fp32": True,
         "loss_chunks": 8,
       },

@@ -2,9 +2,10 @@
 
     python -m train.main --config configs/pretrain_37b.py --workdir=gs://... (on every node)
 
-Expected, as published: 52% model FLOPs utilization, 214,577 steps of 8,388,608 tokens. No machine of
-ours has run it. What the source leaves open (source weights, final learning rate, Adam's epsilon,
-initialization, QK-norm, z-loss, RoPE's theta) is marked "ours", here or in `configs/pretrain.py`.
+Expected, as published: 52% model FLOPs utilization, 214,577 steps of 8,388,608 tokens. No machine
+of ours has run it. What the source leaves open (source weights, final learning rate, Adam's
+epsilon, initialization, QK-norm, z-loss, RoPE's theta) is marked "ours", here or in
+`configs/pretrain.py`.
 """
 
 from ml_collections import ConfigDict

@@ -84,7 +84,18 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
-  """How the same function is computed: nothing here changes what the weights mean."""
+  """How the same function is computed: nothing here changes what the weights mean.
+
+  Attributes:
+    dtype: of activations and matrix products; parameters are fp32.
+    scan_layers: `lax.scan` over the layers, or all of them in line.
+    remat: "none" saves all activations for the backward pass, "full" a layer's input alone,
+      "selective" those of SAVABLE that are in `remat_save`, or on the host in `remat_offload`.
+    attention: an implementation of `model.attention`.
+    max_segments: documents in a row that cuDNN's offsets have room for; None for the others.
+    reduce_gradients_in_fp32: whether weight gradients are summed over devices in fp32.
+    loss_chunks: parts of a row whose fp32 logits are held at one time.
+  """
 
   dtype: str
   scan_layers: bool
@@ -92,6 +103,7 @@ class ComputeConfig:
   remat_save: tuple[str, ...]
   remat_offload: tuple[str, ...]
   attention: str
+  max_segments: int | None
   reduce_gradients_in_fp32: bool
   loss_chunks: int
 

@@ -113,6 +113,7 @@ def attention_block(
     implementation=compute.attention,
     sliding_window=config.sliding_window,
     logit_softcap=config.attention_softcap,
+    max_segments=compute.max_segments,
   )
   return attention_output(params, out_BLNK, compute)
 

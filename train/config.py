@@ -106,6 +106,11 @@ class PretrainConfig:
         "compute.dtype is float16 and loss_scale.dynamic is False; gradients would underflow. "
         "Set loss_scale.dynamic to True, or compute in bfloat16 or float32."
       )
+    if self.compute.max_segments is not None and self.compute.max_segments < self.data.max_segments:
+      raise ValueError(
+        f"compute.max_segments={self.compute.max_segments} has no room for the "
+        f"data.max_segments={self.data.max_segments} of a packed row; set both alike."
+      )
     if self.data.seq_len % self.compute.loss_chunks:
       raise ValueError(
         f"data.seq_len={self.data.seq_len} is not divisible by "

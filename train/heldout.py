@@ -33,12 +33,12 @@ def make_scorer(config: PretrainConfig, mesh: Mesh) -> Callable[[dict, Evaluatio
     return loss(params, batch, key)[0]
 
   def score(params: dict, held_out: EvaluationSet) -> Score:
-    # Dispatched all at once, fetched together, summed in float64: no wait between the batches.
-    sums = [
-      nll_sum(params, global_batch(batch, mesh))
+    # One batch at a time: independent programs with collectives, in flight together, deadlock
+    # where several virtual devices share a host's cores.
+    nll = math.fsum(
+      float(nll_sum(params, global_batch(batch, mesh)))
       for batch in _batches(held_out.batch, config.eval.batch_size)
-    ]
-    nll = math.fsum(map(float, jax.device_get(sums)))
+    )
     return Score(nll / held_out.num_tokens, nll / math.log(2) / held_out.num_bytes)
 
   return score

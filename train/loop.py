@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
@@ -38,12 +37,14 @@ class Stage:
     loss_fn: the objective, as `train.step` documents it.
     make_loader: a loader that continues from the streams' cursors, or starts with None.
     evaluate: held-out scores, by the name of the set, of given weights.
+    progress: what a training line says of the data position that cursors describe.
   """
 
   specs: dict
   loss_fn: LossFn
   make_loader: Callable[[Cursors | None], Loader]
   evaluate: Callable[[dict], dict[str, Score]]
+  progress: Callable[[Cursors], dict[str, float]]
 
 
 def train(
@@ -84,7 +85,8 @@ def train(
       for step in range(start + 1, total + 1):
         with ledger("data_wait"):
           rows, cursors = next(loader)
-        state = recorder.run_step(step, step_fn, state, to_global(rows, mesh), rows)
+          batch = to_global(rows, mesh)
+        state = recorder.run_step(step, step_fn, state, batch, rows, stage.progress(cursors))
         stopping = stop.wanted()
         if stopping or _due(step, config.checkpoint.every, total):
           recorder.drain()  # every step is looked at before it is saved
@@ -106,6 +108,23 @@ def train(
 
 def _due(step: int, every: int, total: int) -> bool:
   return step > 0 and (step % every == 0 or step == total)
+
+
+def check_sizes(config: PretrainConfig, mesh: Mesh) -> None:
+  """Raises ValueError, naming both, where a size of the data is not divisible by the mesh."""
+  shards, context = batch_shards(mesh), mesh.shape["context"]
+  parts = shards * config.train.microbatches
+  for name, size, divisor, what in (
+    ("data.batch_size", config.data.batch_size, parts, "row shards x train.microbatches"),
+    ("eval.batch_size", config.eval.batch_size, shards, "row shards"),
+    ("data.seq_len", config.data.seq_len, context, "parts of the context axis"),
+    ("data.seq_len", config.data.seq_len, config.compute.loss_chunks * context, "loss chunks"),
+  ):
+    if size % divisor:
+      raise ValueError(
+        f"{name}={size} is not divisible by the {divisor} {what} of mesh {dict(mesh.shape)}; "
+        f"use a multiple of {divisor}."
+      )
 
 
 def abstract_train_state(

@@ -1,4 +1,4 @@
-"""Dynamic loss scaling for fp16 (https://arxiv.org/abs/1710.03740, section 3.2; Megatron's rule)."""
+"""Dynamic loss scaling for fp16 (https://arxiv.org/abs/1710.03740), by Megatron's rule."""
 
 import dataclasses
 import math

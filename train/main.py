@@ -89,7 +89,7 @@ def describe(config: Mapping[str, Any] | None) -> str:
   from train.workdir import flatten
 
   lines = [__doc__, "Flags:"]
-  lines += [f"  --{flag.name}: {flag.help}" for flag in (_CONFIG, _WORKDIR, _ALLOW)]
+  lines += [f"  --{f.name}: {flags.FLAGS[f.name].help}" for f in (_CONFIG, _WORKDIR, _ALLOW)]
   if config is not None:
     lines += ["", "Keys of the recipe, with their values:"]
     lines += [f"  --config.{key}={value}" for key, value in flatten(config).items()]
@@ -117,7 +117,7 @@ def entry() -> None:
 
   def help_or_main(argv):
     if wants_help:
-      print(describe(_CONFIG.value))
+      print(describe(_CONFIG.value and _CONFIG.value.to_dict()))
       return DONE
     return main(argv)
 

@@ -13,9 +13,14 @@ be compared.
             step_time          seconds from the end of the step before to the end of this one
             data_wait          seconds of those in which the loop waited for a batch
             mfu, mfu_full      model FLOP/s over the peak, with causal and with full attention
+            mfu_segments       the same with attention inside documents only, and no padding
             device_memory_bytes, device_memory_peak     see `train.monitor.device_memory`
             comm_seconds, comm_exposed, comm_reason, comm_step     see `train.profiler.Profiler`
     eval    step, set, weights ("raw" or "average"), loss, bits_per_byte
+    skip    step, loss, grad_norm, loss_scale, batch (a file): a step that was not finite
+    config  step, key, old, new: what a restart was allowed to change
+    peak_flops  value, source, devices: what MFU is relative to
+    done    step               the run came to its end
     resume  step               where the run was taken up again
     ledger                     seconds of wall-clock by category, see `train.monitor.Ledger`
 """

@@ -1,9 +1,7 @@
 """Pretraining: next-token loss on packed documents, from nothing."""
 
 import functools
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +9,7 @@ import numpy as np
 from data import heldout, sources
 from data.config import parse
 from data.loader import Loader
-from data.streams import make_mixture
+from data.streams import make_mixture, progress
 from data.tokenizer import Tokenizer
 from model.generate import generate
 from model.params import param_specs
@@ -30,6 +28,7 @@ parse_config = functools.partial(parse, PretrainConfig)
 def run(config: PretrainConfig, workdir: Path, recorder: Recorder, stop: StopRequest) -> bool:
   """Trains, evaluates and samples; returns whether the run came to its end."""
   mesh = make_mesh(config.mesh)
+  loop.check_sizes(config, mesh)
   corpus = sources.open_corpus(config.data, workdir)
   tokenizer = sources.open_tokenizer(config.data, corpus, workdir)
   if tokenizer.vocab_size > config.model.vocab_size:
@@ -50,6 +49,7 @@ def run(config: PretrainConfig, workdir: Path, recorder: Recorder, stop: StopReq
     make_loader=lambda cursors: Loader(
       config.data, mixture, tokenizer, host_index=index, host_count=count, cursors=cursors
     ),
+    progress=functools.partial(progress, mixture=mixture),
     evaluate=lambda params: {name: score(params, rows) for name, rows in held_out.items()},
   )
   with jax.set_mesh(mesh):

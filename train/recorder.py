@@ -1,6 +1,5 @@
 """What a run tells while it trains: metrics, progress, evaluations, skipped steps, the ledger."""
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,7 +47,7 @@ class Recorder:
     self._workdir, self._raw, self._config, self._changed = workdir, raw, config, changed
     self._log: MetricsLog | None = None
     self._pending = Pending()
-    self._waiting: dict[int, tuple[dict, float]] = {}
+    self._waiting: dict[int, tuple[dict, dict]] = {}
     self._bad_in_a_row = 0
     last = read(workdir / METRICS)[-1:] if (workdir / METRICS).exists() else []
     self.finished = bool(last) and last[0]["kind"] == "done" and "train.steps" not in changed
@@ -86,17 +85,29 @@ class Recorder:
     lines = read(self._workdir / METRICS)
     return any(line["kind"] == "eval" and line["step"] == step for line in lines)
 
-  def run_step(self, step: int, step_fn: Callable, state: TrainState, batch: dict, rows: dict):
+  def run_step(
+    self,
+    step: int,
+    step_fn: Callable,
+    state: TrainState,
+    batch: dict,
+    rows: dict[str, np.ndarray],
+    progress: dict[str, float],
+  ) -> TrainState:
     """`step_fn(state, batch)`, its metrics taken into the record; returns the new state.
 
+    Args:
+      rows: this process's part of the batch, on the host.
+      progress: further fields of the training line.
+
     Raises:
-      Diverged: see `_check`.
+      Diverged: too many steps in a row were not finite.
     """
     wait = self.ledger.seconds()["data_wait"]
     with self.ledger("step"):
       with self._profiler.around(step):
         state, metrics = step_fn(state, batch)
-      self._waiting[step] = rows, wait - self._data_wait
+      self._waiting[step] = rows, progress | {"data_wait": wait - self._data_wait}
       self._data_wait = wait
       self._record(self._pending.push(step, metrics))
     return state
@@ -153,7 +164,7 @@ class Recorder:
       aside = spent["checkpoint"] + spent["evaluation"]
       seconds = max(now - self._last - (aside - self._aside), 1e-6)
       self._last, self._aside = now, aside
-      rows, wait = self._waiting.pop(step)
+      rows, fields = self._waiting.pop(step)
       self.tokens += float(metrics["weight"])
       speed = self._config.data.batch_size * self._config.data.seq_len / seconds
       in_use, peak, source = monitor.device_memory()
@@ -168,17 +179,26 @@ class Recorder:
         "skipped": step - int(metrics["updates"]),
         "tokens_per_sec": speed,
         "step_time": seconds,
-        "data_wait": wait,
         "mfu": monitor.mfu(speed, self._flops[0], self._peak),
         "mfu_full": monitor.mfu(speed, self._flops[1], self._peak),
+        "mfu_segments": monitor.mfu(speed, self._segment_flops(rows), self._peak),
         "device_memory_bytes": in_use,
         "device_memory_peak": peak,
         "device_memory_source": source,
+        **fields,
         **self._profiler.fields,
       }
       self._log.write("train", **line)
       self._progress.update({**line, "loss": float(metrics["loss"])})
       self._check(step, metrics, rows)
+
+  def _segment_flops(self, rows: dict[str, np.ndarray]) -> float:
+    """FLOPs a place in the rows, with attention inside documents only and none for padding."""
+    segment_ids, model = rows["segment_ids"], self._config.model
+    matmuls = 2 * self._flops[0] - self._flops[1]  # without attention
+    tokens = np.count_nonzero(segment_ids)
+    attention = monitor.segment_attention_flops(segment_ids, model)
+    return (matmuls * tokens + attention) / segment_ids.size
 
   def _check(self, step: int, metrics: dict[str, np.generic], rows: dict) -> None:
     """Keeps the batch of a skipped step; too many in a row end the run."""

@@ -107,14 +107,9 @@ def split_rows(batch: dict, microbatches: int, row_shards: int) -> dict:
   """[B,L] arrays to [microbatches, B/microbatches, L], without moving a row between devices.
 
   A device holds consecutive rows, so a microbatch takes its share of every device's.
-  Raises ValueError where the rows do not divide.
   """
   rows = batch["tokens"].shape[0]
-  if rows % (row_shards * microbatches):
-    raise ValueError(
-      f"data.batch_size={rows} is not divisible by {row_shards} row shards of the mesh x "
-      f"train.microbatches={microbatches}; use a multiple of {row_shards * microbatches}."
-    )
+  assert rows % (row_shards * microbatches) == 0, (rows, row_shards, microbatches)
 
   def split(x):
     x = x.reshape(row_shards, microbatches, -1, x.shape[1])
