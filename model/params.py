@@ -112,7 +112,9 @@ def init_params(specs: dict, seed: int) -> dict:
     if not spec.std:
       return jnp.full(spec.shape, spec.mean, jnp.float32)
     key = jax.random.fold_in(root, zlib.crc32(jax.tree_util.keystr(path).encode()))
-    return spec.mean + spec.std * jax.random.normal(key, spec.shape, jnp.float32)
+    noise = jax.random.normal(key, spec.shape, jnp.float32)
+    # Compiled as one, `std` would be folded into a constant of the normal: other bits than eagerly.
+    return spec.mean + spec.std * jax.lax.optimization_barrier(noise)
 
   return jax.tree_util.tree_map_with_path(init, specs, is_leaf=is_spec)
 

@@ -120,12 +120,11 @@ def host_rows(mesh: Mesh, rows: int) -> tuple[int, int]:
   Processes whose devices share rows (over context or tensor) get the same part.
   """
   indices = NamedSharding(mesh, partition_spec(("batch",))).addressable_devices_indices_map((rows,))
-  starts = [index[0].indices(rows)[0] for index in indices.values()]
-  stops = [index[0].indices(rows)[1] for index in indices.values()]
-  size = max(stops) - min(starts)
-  if rows % size or min(starts) % size:
+  held = sorted({row for index in indices.values() for row in range(*index[0].indices(rows))})
+  first, size = held[0], len(held)
+  if held[-1] - first + 1 != size or rows % size or first % size:
     raise ValueError(
-      f"process {jax.process_index()} holds rows {min(starts)} to {max(stops)} of {rows}, which is "
+      f"process {jax.process_index()} holds {size} rows of {rows}, {first} to {held[-1]}, which is "
       f"no equal part; arrange mesh {dict(mesh.shape)} so that data x fsdp fills whole processes."
     )
-  return min(starts) // size, rows // size
+  return first // size, rows // size
