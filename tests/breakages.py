@@ -1,0 +1,319 @@
+"""Lines made wrong, each with the test that must notice: what `python -m tests.mutants` tries."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Breakage:
+  """One line made wrong.
+
+  Attributes:
+    name: short and unique.
+    file: relative to the repository.
+    old: a part of a line that occurs in the file exactly once.
+    new: what stands there instead.
+    why: what that breaks.
+    test: the pytest node id that must fail; one case of a parametrized test where one is enough.
+  """
+
+  name: str
+  file: str
+  old: str
+  new: str
+  why: str
+  test: str
+
+
+BREAKAGES = (
+  # Documents, their split and their tokens.
+  Breakage(
+    "dedup-verified", "data/dedup.py",
+    "]) >= threshold", "]) >= 0",
+    "a candidate counts as a duplicate without a look",
+    "tests/test_documents.py::test_planted_near_duplicates",
+  ),
+  Breakage(
+    "dedup-before-split", "data/sources.py",
+    "documents.select(kept[here] & ~heldout[here])", "documents.select(~heldout[here])",
+    "duplicates are found and trained on all the same",
+    "tests/test_heldout.py::test_duplicates_across_sources_go_before_the_split",
+  ),
+  Breakage(
+    "heldout-once", "data/heldout.py",
+    "context=scored - start)", "context=0)",
+    "tokens in the overlap of two windows are scored twice",
+    "tests/test_heldout.py::test_windows_score_each_target_once_with_enough_context",
+  ),
+  Breakage(
+    "heldout-count", "data/heldout.py",
+    "num_tokens += len(tokens) + 1", "num_tokens += len(tokens)",
+    "the end of a document is scored and not counted",
+    "tests/test_heldout.py::test_evaluation_rows_hold_every_token_and_byte",
+  ),
+  Breakage(
+    "special-tokens", "data/tokenizer.py",
+    "encode_special_tokens = True", "encode_special_tokens = False",
+    "a text that spells the end-of-text token ends a document",
+    "tests/test_tokenizer.py::test_text_cannot_inject_end_of_text",
+  ),
+  # The batch.
+  Breakage(
+    "end-of-document", "data/batch.py",
+    "np.asarray(tokens, np.int32), [eot]])", "np.asarray(tokens, np.int32)])",
+    "no end of a document is ever a target",
+    "tests/test_packing.py::test_layout_of_a_row",
+  ),
+  Breakage(
+    "target-shift", "data/batch.py",
+    'batch["targets"][at] = segment.ids[1:]', 'batch["targets"][at] = segment.ids[:-1]',
+    "each token is to predict itself",
+    "tests/test_packing.py::test_layout_of_a_row",
+  ),
+  Breakage(
+    "positions-restart", "data/batch.py",
+    'batch["positions"][at] = np.arange(segment.length)',
+    'batch["positions"][at] = start + np.arange(segment.length)',
+    "positions count through the row and not through the document",
+    "tests/test_packing.py::test_layout_of_a_row",
+  ),
+  Breakage(
+    "context-weight", "data/batch.py",
+    "np.arange(segment.length) >= segment.context", "np.arange(segment.length) >= 0",
+    "context that was read again is scored again",
+    "tests/test_packing.py::test_layout_of_a_row",
+  ),
+  Breakage(
+    "split-overlap", "data/packing.py",
+    "ids[offset : offset + seq_len + 1]", "ids[offset : offset + seq_len]",
+    "a document that is cut loses a target at each cut",
+    "tests/test_packing.py::test_rows_hold_every_token_once_and_keep_their_bounds",
+  ),
+  Breakage(
+    "max-segments", "data/packing.py",
+    "len(row) == self.max_segments", "len(row) > self.max_segments",
+    "a row holds more documents than the kernels were promised",
+    "tests/test_packing.py::test_rows_hold_every_token_once_and_keep_their_bounds",
+  ),
+  Breakage(
+    "best-fit", "data/packing.py",
+    "best = max(fitting, key=_used)", "best = min(fitting, key=_used)",
+    "documents go where most room is, and rows end half empty",
+    "tests/test_packing.py::test_the_fullest_bin_is_emitted_and_the_best_fit_filled",
+  ),
+  # The order of batches, and going on with it.
+  Breakage(
+    "stream-stride", "data/streams.py",
+    "divmod(position * self.streams + stream, size)", "divmod(position * self.streams, size)",
+    "all streams read the same documents",
+    "tests/test_loader.py::test_streams_together_take_each_document_once_an_epoch",
+  ),
+  Breakage(
+    "epoch-permutation", "data/streams.py",
+    '/{epoch}".encode()', '/0".encode()',
+    "every epoch has the order of the first",
+    "tests/test_loader.py::test_streams_together_take_each_document_once_an_epoch",
+  ),
+  Breakage(
+    "mixture-key", "data/streams.py",
+    "key=[self.seed, stream], counter=count", "key=[self.seed, 0], counter=count",
+    "all streams draw their sources alike",
+    "tests/test_loader.py::test_order_and_draws_are_those_of_earlier_releases",
+  ),
+  Breakage(
+    "cursor-draws", "data/streams.py",
+    "drawn, positions = self._drawn, list(self._positions)",
+    "drawn, positions = 0, list(self._positions)",
+    "a restart draws the sources of its documents from the beginning",
+    "tests/test_loader.py::"
+    "test_a_restart_at_any_step_on_other_hosts_goes_on_with_the_same_batches[6]",
+  ),
+  Breakage(
+    "cursor-offset", "data/streams.py",
+    '"offset": self._offset,', '"offset": 0,',
+    "a restart inside a long document packs its first part twice",
+    "tests/test_loader.py::test_a_restart_at_any_step_on_other_hosts_goes_on_with_the_same_batches",
+  ),
+  Breakage(
+    "cursor-bins", "data/streams.py",
+    "for row in self._packer.bins],", "for row in self._packer.bins[1:]],",
+    "a restart forgets the documents of an open bin",
+    "tests/test_loader.py::"
+    "test_a_restart_at_any_step_on_other_hosts_goes_on_with_the_same_batches[6]",
+  ),
+  Breakage(
+    "host-streams", "data/loader.py",
+    "range(host_index * share, (host_index + 1) * share)",
+    "range(host_index, config.streams, host_count)",
+    "another number of hosts has the rows of a batch in another order",
+    "tests/test_loader.py::test_no_host_count_changes_a_batch[2]",
+  ),
+  Breakage(
+    "row-order", "data/loader.py",
+    'np.argsort(np.concatenate([part["streams"] for part in parts]), kind="stable")',
+    'np.arange(sum(len(part["streams"]) for part in parts))',
+    "the order of rows depends on the number of workers",
+    "tests/test_loader.py::test_a_restart_in_worker_processes_that_share_the_streams_unevenly",
+  ),
+  # Attention.
+  Breakage(
+    "causal-mask", "model/attention_reference.py",
+    "seen_LM = age_LM >= 0", "seen_LM = age_LM >= -1",
+    "a token sees the next one",
+    "tests/test_attention.py::test_nothing_comes_from_the_future[xla]",
+  ),
+  Breakage(
+    "segment-mask", "model/attention_reference.py",
+    "(q_ids_BL[:, :, None] == kv_ids_BM[:, None, :])",
+    "(q_ids_BL[:, :, None] >= kv_ids_BM[:, None, :])",
+    "a document sees those before it in its row",
+    "tests/test_attention.py::test_nothing_crosses_documents[xla]",
+  ),
+  Breakage(
+    "window-mask", "model/attention_reference.py",
+    "age_LM < sliding_window", "age_LM <= sliding_window",
+    "the window is one key too long",
+    "tests/test_attention.py::test_window_and_softcap_match_float64[xla-options0]",
+  ),
+  Breakage(
+    "logit-scale", "model/attention_reference.py",
+    "logits_BGRLM = K**-0.5 *", "logits_BGRLM = K**-1 *",
+    "logits shrink with the head size and not with its root",
+    "tests/test_attention.py::test_matches_float64[xla-float32]",
+  ),
+  Breakage(
+    "context-offset", "model/attention.py",
+    'jax.lax.axis_index("context") * q_BLNK.shape[1]', 'jax.lax.axis_index("context") * 0',
+    "queries sharded over context take themselves for the row's first",
+    "tests/test_attention.py::test_sharded_equals_unsharded[chunked-mesh1-options1]",
+  ),
+  Breakage(
+    "online-softmax", "model/attention_chunked.py",
+    "shrink_BGRl = jnp.exp(max_BGRl - new_max_BGRl)", "shrink_BGRl = jnp.ones_like(max_BGRl)",
+    "what was summed under an older maximum is not scaled down",
+    "tests/test_attention.py::test_matches_float64[chunked-float32]",
+  ),
+  Breakage(
+    "softmax-gradient", "model/attention_chunked.py",
+    "(dp_BGRlm - delta_BGRl[..., None])", "dp_BGRlm",
+    "the gradient of the softmax lacks its second term",
+    "tests/test_attention.py::test_matches_float64[chunked-float32]",
+  ),
+  Breakage(
+    "block-skip", "model/attention_chunked.py",
+    "axis=1).min()", "axis=1).max()",
+    "key blocks are skipped where one row needs none of them and another does",
+    "tests/test_attention.py::test_matches_float64[chunked-float32]",
+  ),
+  Breakage(
+    "saved-statistics", "model/attention_chunked.py",
+    'checkpoint_name(lse_BGRL, "attention_lse")', "lse_BGRL",
+    "the backward pass runs the forward kernel again, whatever is saved",
+    "tests/test_attention.py::test_saved_residuals_spare_the_second_forward[alone-chunked]",
+  ),
+  Breakage(
+    "pallas-causal", "model/attention_pallas.py",
+    '"causal": True', '"causal": False',
+    "a token sees what follows in its document",
+    "tests/test_attention.py::test_nothing_comes_from_the_future[pallas]",
+  ),
+  Breakage(
+    "cudnn-stride", "model/attention_cudnn.py",
+    "starts * stride(k_BLGK)", "starts * stride(q_BLNK)",
+    "under grouped queries cuDNN reads the keys of other documents",
+    "tests/test_attention.py::test_cudnn_reads_the_right_elements",
+  ),
+  # Averages and checkpoints.
+  Breakage(
+    "window-start", "train/average.py",
+    "(step > window_start(total_steps, fraction))", "(step >= window_start(total_steps, fraction))",
+    "the mean takes a snapshot from before its window",
+    "tests/test_average.py::test_snapshots_are_multiples_in_the_window_and_the_end",
+  ),
+  Breakage(
+    "last-snapshot", "train/average.py",
+    "(step % every == 0) | (step == total_steps)", "(step % every == 0)",
+    "the mean lacks the weights that the run ends with",
+    "tests/test_average.py::test_snapshots_are_multiples_in_the_window_and_the_end",
+  ),
+  Breakage(
+    "average-division", "train/average.py",
+    "/ np.float32(count)", "/ np.float32(len(steps))",
+    "the mean of the files is no mean",
+    "tests/test_average.py::test_equals_the_running_mean_and_the_exact_one",
+  ),
+  Breakage(
+    "file-hash", "train/manifest.py",
+    "if _hash_file(folder / name, sync=False)[1] != digest:", "if not digest:",
+    "a checkpoint of the right size and wrong bits is restored",
+    "tests/test_checkpoint.py::test_a_flipped_bit_in_any_file_is_noticed",
+  ),
+  Breakage(
+    "manifest-hash", "train/manifest.py",
+    "if text != _dump(manifest):", "if not text:",
+    "a manifest with a flipped bit is believed",
+    "tests/test_checkpoint.py::test_a_flipped_bit_in_any_file_is_noticed",
+  ),
+  Breakage(
+    "unverified-restore", "train/catalog.py",
+    "manifests.find_fault(folder, manifest) if self._verify else None", "None",
+    "the hashes are written and never looked at",
+    "tests/test_checkpoint.py::"
+    "test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used[flipped]",
+  ),
+  Breakage(
+    "retention", "train/catalog.py",
+    "keep = set(full[-self._keep_last :])", "keep = set(full[: self._keep_last])",
+    "the oldest checkpoints stay and the newest goes",
+    "tests/test_checkpoint.py::test_retention_keeps_the_newest_every_nth_and_the_windows_weights",
+  ),
+  Breakage(
+    "saved-cursors", "train/checkpoint.py",
+    "extra=json.loads(json.dumps(extra)),", "extra={},",
+    "a checkpoint lacks the place in the data",
+    "tests/test_checkpoint.py::test_round_trip_is_bit_exact",
+  ),
+  # What a run says about itself.
+  Breakage(
+    "metrics-truncation", "train/metrics.py",
+    "if current <= step:", "if current < step:",
+    "a restart loses the line of the checkpoint's own step",
+    "tests/test_metrics.py::test_a_restart_cuts_back_to_the_checkpoint",
+  ),
+  Breakage(
+    "metrics-torn-line", "train/metrics.py",
+    'if not text.endswith("\\n"):', "if not text:",
+    "half a line at the end makes the rest unreadable",
+    "tests/test_metrics.py::test_a_torn_last_line_is_left_out_and_garbage_elsewhere_named",
+  ),
+  Breakage(
+    "fetch-stalls", "train/metrics.py",
+    "return self._pop(self._depth)", "return self._pop(0)",
+    "every step waits for its own metrics",
+    "tests/test_metrics.py::test_pending_returns_steps_in_order_and_late",
+  ),
+  Breakage(
+    "ledger-nesting", "train/monitor.py",
+    "self._switch(outer)", 'self._switch("other")',
+    "after an inner context the outer one's time goes to nobody",
+    "tests/test_monitor.py::test_the_ledger_adds_up_with_nested_contexts_and_exceptions",
+  ),
+  Breakage(
+    "flops-padding", "train/monitor.py",
+    "[:, 1:].astype(np.float64)", "[:, 0:].astype(np.float64)",
+    "padding counts as attention, and MFU is too high",
+    "tests/test_monitor.py::test_attention_flops_of_packed_rows",
+  ),
+  Breakage(
+    "virtual-devices", "train/monitor.py",
+    "count = jax.process_count()", "count = jax.device_count()",
+    "virtual devices multiply a peak that they share",
+    "tests/test_monitor.py::test_virtual_cpu_devices_share_one_measured_peak",
+  ),
+  Breakage(
+    "exposed-communication", "train/profiler.py",
+    "covered(collectives + compute) - covered(compute)", "covered(collectives)",
+    "communication behind computation counts as exposed",
+    "tests/test_monitor.py::"
+    "test_communication_is_the_union_of_collectives_and_exposed_where_nothing_computes",
+  ),
+)  # fmt: skip
