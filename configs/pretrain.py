@@ -11,6 +11,7 @@ say what is known of theirs. What the source of the reference run leaves open is
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
@@ -31,9 +32,9 @@ def get_config() -> ConfigDict:
         "qkv_bias": False,
         "rope_theta": 500_000.0,  # ours: Llama 3's, for 8,192 tokens and more
         "rope_scaling": None,
-        "sliding_window": None,
-        "attention_softcap": None,
-        "logit_softcap": None,
+        "sliding_window": placeholder(int),
+        "attention_softcap": placeholder(float),
+        "logit_softcap": placeholder(float),
         "norm_eps": 1e-5,
         "embed_init_std": 0.02,  # ours
       },
@@ -44,7 +45,7 @@ def get_config() -> ConfigDict:
         "remat_save": (),
         "remat_offload": (),
         "attention": "auto",
-        "max_segments": None,
+        "max_segments": placeholder(int),
         "reduce_gradients_in_fp32": True,
         "loss_chunks": 8,
       },
@@ -62,7 +63,7 @@ def get_config() -> ConfigDict:
         "max_segments": 256,
         "open_bins": 64,
         "heldout_fraction": 0.001,
-        "dedup_threshold": None,
+        "dedup_threshold": placeholder(float),
         "max_bad_lines": 1_000,
       },
       "optimizer": {
@@ -80,8 +81,8 @@ def get_config() -> ConfigDict:
       "train": {"steps": 25_000, "microbatches": 16, "max_skipped": 50},
       "average": {"fraction": 0.1, "every": 1_000},
       "checkpoint": {"every": 1_000, "keep_last": 3, "keep_every": 10_000, "verify": True},
-      "eval": {"every": 1_000, "batch_size": 64, "stride": 4_096, "files": None},
-      "log": {"every": 10, "profile_every": 1_000, "peak_flops": None},
+      "eval": {"every": 1_000, "batch_size": 64, "stride": 4_096, "files": placeholder(str)},
+      "log": {"every": 10, "profile_every": 1_000, "peak_flops": placeholder(float)},
       "sample": {
         "prompts": ("The most important thing about", "In 1969,", "To solve the equation, first"),
         "max_tokens": 128,

@@ -4,6 +4,7 @@ python -m train.main --config configs/quickstart.py
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import pretrain
 
@@ -39,7 +40,7 @@ def get_config() -> ConfigDict:
   config.loss_scale.initial = 1.0
   config.train.update(steps=600, microbatches=1)
   config.average.every = 10
-  config.checkpoint.update(every=100, keep_last=2, keep_every=None)
+  config.checkpoint.update(every=100, keep_last=2, keep_every=placeholder(int))
   config.eval.update(every=200, batch_size=16, stride=128)
   config.sample.prompts = ("The ", "Return a new ", "If the argument is ")
   config.sample.max_tokens = 64

@@ -110,6 +110,21 @@ def main(argv: Sequence[str]) -> int:
   return run(_CONFIG.value.to_dict(), Path(workdir), _ALLOW.value)
 
 
+def parse_flags(argv: Sequence[str]) -> list[str]:
+  """The arguments that are no flags; a wrong flag, key or recipe is one message and exit code 2."""
+  try:
+    rest = flags.FLAGS(argv)
+    if _CONFIG.value is not None:
+      _CONFIG.value.to_dict()  # a recipe that could not be loaded says so when it is used
+    return rest
+  except (AttributeError, KeyError) as error:  # ml_collections, which suggests the nearest name
+    near = str(error.args[0]).replace("\\n", " ").replace("\n", " ")
+    print(f"error: the recipe has no key {near}", file=sys.stderr)
+  except (flags.Error, OSError, ValueError) as error:
+    print(f"error: {error}", file=sys.stderr)
+  sys.exit(BAD_INPUT)
+
+
 def entry() -> None:
   """The command line; --help explains it, and lists the recipe's keys where one is named."""
   arguments = [a for a in sys.argv[1:] if a not in ("--help", "-h", "-help", "--helpfull")]
@@ -121,7 +136,7 @@ def entry() -> None:
       return DONE
     return main(argv)
 
-  app.run(help_or_main, argv=[sys.argv[0], *arguments])
+  app.run(help_or_main, argv=[sys.argv[0], *arguments], flags_parser=parse_flags)
 
 
 if __name__ == "__main__":
