@@ -57,7 +57,7 @@ def plot(steps: int, output: Path) -> None:
     axes.plot(np.arange(len(curve)) + SMOOTHING, curve, label=dtype, linewidth=1)
     print(
       f"{dtype}: {bits[-1]:.4f} bits per byte (average weights), "
-      f"{training[-1]["skipped"]} skipped, "
+      f"{training[-1]['skipped']} skipped, "
       f"at most {np.abs(curve - reference).max():.4f} nats from fp32"
     )
   axes.set(xlabel="step", ylabel=f"training loss, mean of {SMOOTHING} steps (nats a token)")
