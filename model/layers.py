@@ -52,6 +52,11 @@ def _project_backward(subscripts, reduce_in_fp32, out_dtype, residuals, grad):
 project.defvjp(_project_forward, _project_backward)
 
 
+def add_bias(x_BLNK: jax.Array, bias_NK: jax.Array) -> jax.Array:
+  """Adds in fp32, so that the bias's gradient, a sum over all tokens, is in fp32 as well."""
+  return (x_BLNK.astype(jnp.float32) + bias_NK[None, None]).astype(x_BLNK.dtype)
+
+
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> jax.Array:
   """Angular frequencies [head_dim / 2] of RoPE (https://arxiv.org/abs/2104.09864), fp32.
 
@@ -83,9 +88,9 @@ def qkv(params, x_BLD, positions_BL, config: ModelConfig, compute: ComputeConfig
   key_BLGK = project("BLD,DGK->BLGK", x_BLD, params["key_DGK"], fp32)
   value_BLGK = project("BLD,DGK->BLGK", x_BLD, params["value_DGK"], fp32)
   if config.qkv_bias:
-    query_BLNK += params["query_bias_NK"].astype(x_BLD.dtype)[None, None]
-    key_BLGK += params["key_bias_GK"].astype(x_BLD.dtype)[None, None]
-    value_BLGK += params["value_bias_GK"].astype(x_BLD.dtype)[None, None]
+    query_BLNK = add_bias(query_BLNK, params["query_bias_NK"])
+    key_BLGK = add_bias(key_BLGK, params["key_bias_GK"])
+    value_BLGK = add_bias(value_BLGK, params["value_bias_GK"])
   if config.qk_norm:
     query_BLNK = rms_norm(query_BLNK, params["query_norm_K"], config.norm_eps)
     key_BLGK = rms_norm(key_BLGK, params["key_norm_K"], config.norm_eps)

@@ -7,6 +7,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+# fp16 never gets near it. In fp32 nothing overflows and the scale would grow until its product with
+# the weight of a batch did, whose inverse is a gradient of zero.
+CEILING = 2.0**64
+
 
 @dataclasses.dataclass(frozen=True)
 class LossScaleConfig:
@@ -21,9 +25,9 @@ class LossScaleConfig:
   hysteresis: int
 
   def __post_init__(self):
-    if self.initial < 1 or self.initial != 2.0 ** round(math.log2(self.initial)):
+    if not 1 <= self.initial <= CEILING or self.initial != 2.0 ** round(math.log2(self.initial)):
       raise ValueError(
-        f"loss_scale.initial is {self.initial}; it must be a power of two, at least 1, so that "
+        f"loss_scale.initial is {self.initial}; it must be a power of two, from 1 to 2^64, so that "
         "scaling is exact."
       )
     if self.period < 1 or self.hysteresis < 1:
@@ -58,8 +62,7 @@ def update(state: LossScale, finite: jax.Array, config: LossScaleConfig) -> Loss
   overflows_left = jnp.where(finite, state.overflows_left, state.overflows_left - 1)
   shrink = ~finite & (overflows_left <= 0)
   grown = jnp.where(grow, state.scale * 2.0, state.scale)
-  # Growth stops where fp32 would overflow; a scale that high means that nothing ever overflows.
-  scale = jnp.where(shrink, jnp.maximum(state.scale / 2.0, 1.0), jnp.minimum(grown, 2.0**120))
+  scale = jnp.where(shrink, jnp.maximum(state.scale / 2.0, 1.0), jnp.minimum(grown, CEILING))
   return LossScale(
     scale=scale,
     good_steps=jnp.where(grow, 0, good_steps),
