@@ -94,12 +94,6 @@ BREAKAGES = (
     "a row holds more documents than the kernels were promised",
     "tests/test_packing.py::test_rows_hold_every_token_once_and_keep_their_bounds",
   ),
-  Breakage(
-    "best-fit", "data/packing.py",
-    "best = max(fitting, key=_used)", "best = min(fitting, key=_used)",
-    "documents go where most room is, and rows end half empty",
-    "tests/test_packing.py::test_the_fullest_bin_is_emitted_and_the_best_fit_filled",
-  ),
   # The order of batches, and going on with it.
   Breakage(
     "stream-stride", "data/streams.py",
@@ -222,7 +216,124 @@ BREAKAGES = (
     "under grouped queries cuDNN reads the keys of other documents",
     "tests/test_attention.py::test_cudnn_reads_the_right_elements",
   ),
-  # Averages and checkpoints.
+  # The model.
+  Breakage(
+    "decay-by-rank", "model/params.py",
+    'return "embed" in self.axes', "return len(self.shape) > 1",
+    "stacked norms and biases decay",
+    "tests/test_params.py::test_matrices_decay_and_stacked_norms_and_biases_do_not",
+  ),
+  Breakage(
+    "leaf-key", "model/params.py",
+    "zlib.crc32(jax.tree_util.keystr(path).encode())", "0",
+    "parameters of one shape begin as copies of each other",
+    "tests/test_params.py::test_leaves_and_seeds_draw_different_numbers",
+  ),
+  Breakage(
+    "flops-lookup", "model/params.py",
+    "n -= config.vocab_size * config.d_model", "n -= 0",
+    "the lookup of embeddings counts as a matrix product, and MFU is too high",
+    "tests/test_params.py::test_counts[False]",
+  ),
+  Breakage(
+    "host-rows", "model/sharding.py",
+    "return first // size, rows // size", "return jax.process_index(), jax.process_count()",
+    "processes that share rows over context or tensor load different ones",
+    "tests/test_sharding.py::test_a_process_holds_its_part_of_the_rows[sizes5-devices5-expected5]",
+  ),
+  Breakage(
+    "rope-sign", "model/layers.py",
+    "second * cos + first * sin]", "second * cos - first * sin]",
+    "what should be a rotation is none",
+    "tests/test_transformer.py::test_rope_depends_on_distance_alone",
+  ),
+  # Loss, step and optimizer.
+  Breakage(
+    "loss-weights", "train/losses.py",
+    "nll = jnp.sum(nll_BL * weights_BL)", "nll = jnp.sum(nll_BL)",
+    "padding and re-read context are trained on",
+    "tests/test_losses.py::test_weight_zero_counts_for_nothing",
+  ),
+  Breakage(
+    "chunk-order", "train/losses.py",
+    "jnp.moveaxis(x, 0, 2).reshape(batch, length)", "jnp.moveaxis(x, 0, 1).reshape(batch, length)",
+    "losses come back in the order of the chunks and meet the weights of other tokens",
+    "tests/test_losses.py::test_matches_float64_in_any_number_of_chunks[3]",
+  ),
+  Breakage(
+    "loss-memory", "train/losses.py",
+    "jax.checkpoint(chunk, prevent_cse=False)", "chunk",
+    "the logits of all chunks are kept for the backward pass",
+    "tests/test_losses.py::test_never_holds_the_logits_of_all_tokens[False]",
+  ),
+  Breakage(
+    "decay-mask", "train/optimizer.py",
+    "mask=map_specs(lambda spec: spec.decay, specs)", "mask=None",
+    "norms and biases decay",
+    "tests/test_optimizer.py::test_matches_adamw_in_float64[unclipped]",
+  ),
+  Breakage(
+    "scale-floor", "train/loss_scale.py",
+    "jnp.maximum(state.scale / 2.0, 1.0)", "state.scale / 2.0",
+    "after many overflows the scale makes gradients smaller",
+    "tests/test_loss_scale.py::test_floor_and_ceiling",
+  ),
+  Breakage(
+    "scale-growth", "train/loss_scale.py",
+    "jnp.where(finite, state.good_steps + 1, 0)", "state.good_steps + 1",
+    "the scale doubles after good steps that an overflow parts",
+    "tests/test_loss_scale.py::test_random_histories_follow_megatron",
+  ),
+  Breakage(
+    "scale-hysteresis", "train/loss_scale.py",
+    "shrink = ~finite & (overflows_left <= 0)", "shrink = ~finite",
+    "no overflow is forgiven",
+    "tests/test_loss_scale.py::"
+    "test_hysteresis_forgives_until_it_is_used_up_and_returns_with_growth",
+  ),
+  Breakage(
+    "gradient-division", "train/step.py",
+    "g * (1.0 / (seed * weight))", "g * (1.0 / weight)",
+    "gradients and their norm grow with the loss scale",
+    "tests/test_step.py::test_a_power_of_two_scale_changes_no_bit",
+  ),
+  Breakage(
+    "skipped-weights", "train/step.py",
+    "params = keep_if(finite, optax", "params = keep_if(True, optax",
+    "an overflow goes into the weights",
+    "tests/test_step.py::test_a_step_that_is_not_finite_changes_only_the_count_and_the_scale",
+  ),
+  Breakage(
+    "skipped-moments", "train/step.py",
+    "opt_state=keep_if(finite, opt_state, state.opt_state)", "opt_state=opt_state",
+    "an overflow goes into Adam's moments and count",
+    "tests/test_step.py::test_a_step_that_is_not_finite_changes_only_the_count_and_the_scale",
+  ),
+  Breakage(
+    "skipped-count", "train/step.py",
+    "step=state.step + 1,", "step=state.step + finite.astype(jnp.int32),",
+    "the step count falls behind the batches that were consumed",
+    "tests/test_step.py::test_a_step_that_is_not_finite_changes_only_the_count_and_the_scale",
+  ),
+  Breakage(
+    "skipped-snapshot", "train/step.py",
+    "take = finite & is_snapshot", "take = is_snapshot",
+    "the mean counts the same weights twice",
+    "tests/test_step.py::test_the_average_is_the_mean_of_its_snapshots",
+  ),
+  Breakage(
+    "microbatch-rows", "train/step.py",
+    "jnp.swapaxes(x, 0, 1).reshape(", "x.reshape(",
+    "rows move between devices to form a microbatch",
+    "tests/test_step.py::test_microbatches_take_their_share_of_every_device",
+  ),
+  Breakage(
+    "microbatch-key", "train/step.py",
+    "(params, batch, jax.random.fold_in(key, index))", "(params, batch, key)",
+    "all microbatches of a step draw the same numbers",
+    "tests/test_step.py::test_the_key_of_a_step_is_its_own_and_each_microbatch_has_another",
+  ),
+  # What a run leaves behind and goes on from.
   Breakage(
     "window-start", "train/average.py",
     "(step > window_start(total_steps, fraction))", "(step >= window_start(total_steps, fraction))",
@@ -254,13 +365,6 @@ BREAKAGES = (
     "tests/test_checkpoint.py::test_a_flipped_bit_in_any_file_is_noticed",
   ),
   Breakage(
-    "unverified-restore", "train/catalog.py",
-    "manifests.find_fault(folder, manifest) if self._verify else None", "None",
-    "the hashes are written and never looked at",
-    "tests/test_checkpoint.py::"
-    "test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used[flipped]",
-  ),
-  Breakage(
     "retention", "train/catalog.py",
     "keep = set(full[-self._keep_last :])", "keep = set(full[: self._keep_last])",
     "the oldest checkpoints stay and the newest goes",
@@ -271,6 +375,12 @@ BREAKAGES = (
     "extra=json.loads(json.dumps(extra)),", "extra={},",
     "a checkpoint lacks the place in the data",
     "tests/test_checkpoint.py::test_round_trip_is_bit_exact",
+  ),
+  Breakage(
+    "allowed-prefix", "train/workdir.py",
+    'key.startswith(f"{name}.")', "key.startswith(name)",
+    "leave to change a section covers every key that begins like it",
+    "tests/test_workdir.py::test_all_other_differences_are_refused_with_a_remedy",
   ),
   # What a run says about itself.
   Breakage(
@@ -296,18 +406,6 @@ BREAKAGES = (
     "self._switch(outer)", 'self._switch("other")',
     "after an inner context the outer one's time goes to nobody",
     "tests/test_monitor.py::test_the_ledger_adds_up_with_nested_contexts_and_exceptions",
-  ),
-  Breakage(
-    "flops-padding", "train/monitor.py",
-    "[:, 1:].astype(np.float64)", "[:, 0:].astype(np.float64)",
-    "padding counts as attention, and MFU is too high",
-    "tests/test_monitor.py::test_attention_flops_of_packed_rows",
-  ),
-  Breakage(
-    "virtual-devices", "train/monitor.py",
-    "count = jax.process_count()", "count = jax.device_count()",
-    "virtual devices multiply a peak that they share",
-    "tests/test_monitor.py::test_virtual_cpu_devices_share_one_measured_peak",
   ),
   Breakage(
     "exposed-communication", "train/profiler.py",
