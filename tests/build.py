@@ -142,7 +142,7 @@ class Trainer:
     microbatches: int = 1,
     mesh=None,
     loss_fn=None,
-    donate: bool = False,
+    z_loss: float = 1e-4,
     **optimizer,
   ):
     specs = param_specs(model)
@@ -157,7 +157,7 @@ class Trainer:
         return init_state(specs, tx, scale, 0, average.fraction > 0)
 
     step = make_train_step(
-      loss_fn or make_loss(model, compute),
+      loss_fn or make_loss(model, compute, z_loss),
       tx,
       learning_rate(config, total_steps),
       specs,
@@ -177,7 +177,6 @@ class Trainer:
         step,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, None),
-        donate_argnums=0 if donate else (),
       )
 
   def run(self, state, batches):
