@@ -81,7 +81,7 @@ def _report(error: Exception, workdir: Path, code: int) -> int:
     path.write_text("".join(traceback.format_exception(error)))
     print(f"(traceback in {path})", file=sys.stderr)
   except OSError:
-    traceback.print_exception(error)
+    pass  # the folder itself is what could not be written; the message says so
   return code
 
 
@@ -129,6 +129,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     print(f"error: the recipe has no key {near}", file=sys.stderr)
   except (flags.Error, OSError, ValueError) as error:
     print(f"error: {error}", file=sys.stderr)
+  except (SyntaxError, ImportError) as error:
+    print(f"error: the recipe can't be loaded: {error}", file=sys.stderr)
   sys.exit(BAD_INPUT)
 
 
