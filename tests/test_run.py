@@ -1,10 +1,12 @@
 """Whole runs through `train.main`: what they write, resuming, refusals, signals and kills."""
 
+import functools
 import itertools
 import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,18 +119,18 @@ def test_a_finished_run_says_so(straight, config, capsys):
   assert (straight / "metrics.jsonl").read_bytes() == before
 
 
-def test_another_config_is_refused_with_its_differences(straight, config, capsys):
+def test_another_config_is_refused_with_its_differences(straight, config, tmp_path, capsys):
+  workdir = shutil.copytree(straight, tmp_path / "copy")
   config.optimizer.peak_lr = 1e-2
   config.train.steps = 30
-  assert main.run(config.to_dict(), straight, allow=["train.steps"]) == main.BAD_INPUT
+  assert main.run(config.to_dict(), workdir, allow=["train.steps"]) == main.BAD_INPUT
   error = capsys.readouterr().err
   assert "optimizer.peak_lr: 0.003 -> 0.01" in error and "train.steps:" not in error
   assert "--allow=optimizer.peak_lr" in error
 
 
 def test_an_allowed_difference_continues(straight, config, tmp_path):
-  workdir = tmp_path / "copy"
-  subprocess.run(["cp", "-r", straight, workdir], check=True)
+  workdir = shutil.copytree(straight, tmp_path / "copy")
   config.train.steps = 26
   assert main.run(config.to_dict(), workdir, allow=["train"]) == main.DONE
   assert resumed(workdir) == [24]
@@ -182,8 +184,7 @@ def test_empty_corpus_is_refused(config, tmp_path, capsys):
 
 
 def test_a_checkpoint_of_another_shape_is_refused(straight, config, tmp_path, capsys):
-  workdir = tmp_path / "copy"
-  subprocess.run(["cp", "-r", straight, workdir], check=True)
+  workdir = shutil.copytree(straight, tmp_path / "copy")
   config.model.d_ff = 128
   config.train.steps = 26
   assert main.run(config.to_dict(), workdir, allow=["model", "train"]) == main.BAD_INPUT
@@ -193,8 +194,7 @@ def test_a_checkpoint_of_another_shape_is_refused(straight, config, tmp_path, ca
 
 
 def test_further_files_are_evaluated_alike(straight, config, corpus, tmp_path):
-  workdir = tmp_path / "copy"
-  subprocess.run(["cp", "-r", straight, workdir], check=True)
+  workdir = shutil.copytree(straight, tmp_path / "copy")
   config.train.steps = 26
   config.eval.files = str(corpus)
   assert main.run(config.to_dict(), workdir, allow=["train", "eval.files"]) == main.DONE
@@ -203,26 +203,6 @@ def test_further_files_are_evaluated_alike(straight, config, corpus, tmp_path):
   assert set(bits) == {(s, w) for s in ("docs", "files") for w in ("raw", "average")}
   # Most of the file was trained on, and the held-out part is in it.
   assert 0 < bits["files", "raw"] != bits["docs", "raw"]
-
-
-@pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache")
-def test_a_full_disk_is_one_clear_message_and_loses_nothing(straight, config, tmp_path, capsys):
-  workdir = tmp_path / "copy"
-  subprocess.run(["cp", "-r", straight, workdir], check=True)
-  saved = {p: p.read_bytes() for p in (workdir / "checkpoints" / "24").rglob("*") if p.is_file()}
-  config.train.steps = 26
-  before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
-  try:
-    code = main.run(config.to_dict(), workdir, allow=["train"])
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-  error = capsys.readouterr().err
-  assert code == main.BAD_INPUT
-  assert "could not be written" in error and "[20, 24] are whole" in error
-  assert {p: p.read_bytes() for p in saved} == saved
-  assert main.run(config.to_dict(), workdir, allow=["train"]) == main.DONE
-  assert sorted(losses(workdir)) == list(range(1, 27))
 
 
 def test_a_diverged_run_stops_with_its_own_code(config, tmp_path, capsys):
@@ -237,13 +217,14 @@ def test_a_diverged_run_stops_with_its_own_code(config, tmp_path, capsys):
     assert batch["tokens"].shape == (16, 64)
 
 
-def start(overrides, workdir, corpus):
+def start(overrides, workdir, corpus, **options):
   """The command line in a process of its own."""
   command = [sys.executable, "-m", "train.main", "--config=tests/tiny.py", f"--workdir={workdir}"]
   command += [f"--config.data.sources.docs.path={corpus}", *overrides]
   return subprocess.Popen(
     command,
     cwd=REPOSITORY,
+    **options,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -307,6 +288,22 @@ def test_sigterm_saves_and_asks_to_be_started_again(straight, corpus, tmp_path):
   assert len(saved) == 1 and 5 <= saved[0] < 24
   partial = losses(tmp_path / "run")
   assert partial == {step: losses(straight)[step] for step in range(1, saved[0] + 1)}
+
+
+def test_a_full_disk_is_one_clear_message_and_loses_nothing(straight, corpus, tmp_path):
+  workdir = shutil.copytree(straight, tmp_path / "copy")
+  saved = {p: p.read_bytes() for p in (workdir / "checkpoints" / "24").rglob("*") if p.is_file()}
+  longer = ["--config.train.steps=26", "--allow=train.steps"]
+  full = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (60_000, 60_000))
+  process = start(longer, workdir, corpus, preexec_fn=full)
+  output = process.communicate(timeout=240)[0]
+  assert process.returncode == main.BAD_INPUT, output
+  assert "could not be written" in output and "[20, 24] are whole" in output
+  assert {p: p.read_bytes() for p in saved} == saved
+  process = start(longer, workdir, corpus)
+  output = process.communicate(timeout=240)[0]
+  assert process.returncode == main.DONE, output
+  assert sorted(losses(workdir)) == list(range(1, 27))
 
 
 def test_help_explains_itself():
