@@ -1,11 +1,9 @@
 """Whole runs through `train.main`: what they write, resuming, refusals, signals and kills."""
 
-import functools
 import itertools
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -217,14 +215,13 @@ def test_a_diverged_run_stops_with_its_own_code(config, tmp_path, capsys):
     assert batch["tokens"].shape == (16, 64)
 
 
-def start(overrides, workdir, corpus, **options):
+def start(overrides, workdir, corpus, shell=""):
   """The command line in a process of its own."""
   command = [sys.executable, "-m", "train.main", "--config=tests/tiny.py", f"--workdir={workdir}"]
   command += [f"--config.data.sources.docs.path={corpus}", *overrides]
   return subprocess.Popen(
-    command,
+    ["bash", "-c", f'{shell}exec "$@"', "run", *command],
     cwd=REPOSITORY,
-    **options,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -294,8 +291,7 @@ def test_a_full_disk_is_one_clear_message_and_loses_nothing(straight, corpus, tm
   workdir = shutil.copytree(straight, tmp_path / "copy")
   saved = {p: p.read_bytes() for p in (workdir / "checkpoints" / "24").rglob("*") if p.is_file()}
   longer = ["--config.train.steps=26", "--allow=train.steps"]
-  full = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (60_000, 60_000))
-  process = start(longer, workdir, corpus, preexec_fn=full)
+  process = start(longer, workdir, corpus, shell="ulimit -f 60; ")  # KiB a file
   output = process.communicate(timeout=240)[0]
   assert process.returncode == main.BAD_INPUT, output
   assert "could not be written" in output and "[20, 24] are whole" in output
