@@ -47,6 +47,6 @@ def get_config() -> ConfigDict:
   config.average.every = 10
   config.checkpoint.update(every=300, keep_last=2, keep_every=placeholder(int))
   config.eval.update(every=450, batch_size=16, stride=128)
-  config.sample.prompts = ("The ", "Return a new ", "If the argument is ")
+  config.sample.prompts = ("The", "Return a new", "If the argument is")
   config.sample.max_tokens = 64
   return config
