@@ -48,6 +48,7 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=["configs", "data", "model", "train"],
+  package_data={"train": ["clusters/*.json"]},
   install_requires=REQUIRED,
   extras_require=EXTRAS,
 )

@@ -105,7 +105,9 @@ def test_what_is_built_runs_alone(tmp_path):
     [*build, f"--build-lib={tmp_path / 'lib'}"], cwd=REPOSITORY, check=True, capture_output=True
   )
   built = {p.relative_to(tmp_path / "lib") for p in (tmp_path / "lib").rglob("*") if p.is_file()}
-  assert built == {p.relative_to(REPOSITORY) for package in PACKAGES for p in files(package)}
+  sources = [p for package in PACKAGES for p in files(package)]
+  sources += (REPOSITORY / "train" / "clusters").glob("*.json")
+  assert built == {p.relative_to(REPOSITORY) for p in sources}
   code = "import train.main, configs, sys; print(train.main.__file__); sys.exit(train.main.DONE)"
   done = subprocess.run(
     [sys.executable, "-c", code], cwd=tmp_path / "lib", capture_output=True, text=True, timeout=60

@@ -69,9 +69,10 @@ def train(
   """
   total, ledger = config.train.steps, recorder.ledger
   optimizer = make_optimizer(config.optimizer, total, stage.specs)
-  abstract = abstract_train_state(stage, config, optimizer, mesh)
+  abstract = abstract_train_state(stage.specs, config, optimizer, mesh)
   with ledger("compile"):
-    step_fn = compile_step(stage, config, optimizer, abstract, mesh)
+    traced = trace_step(stage.specs, stage.loss_fn, config, optimizer, abstract, mesh)
+    step_fn = traced.lower().compile()
   checkpoints = open_checkpoints(config, workdir)
   try:
     with ledger("checkpoint"):
@@ -128,33 +129,37 @@ def check_sizes(config: PretrainConfig, mesh: Mesh) -> None:
 
 
 def abstract_train_state(
-  stage: Stage, config: PretrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+  specs: dict, config: PretrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
   """Shapes, dtypes and shardings of the state, without an array."""
   return abstract_state(
-    functools.partial(_initial, stage, config, optimizer),
-    lambda state: state_shardings(state, optimizer, stage.specs, mesh),
+    functools.partial(_initial, specs, config, optimizer),
+    lambda state: state_shardings(state, optimizer, specs, mesh),
   )
 
 
-def _initial(stage: Stage, config: PretrainConfig, optimizer) -> TrainState:
+def _initial(specs: dict, config: PretrainConfig, optimizer) -> TrainState:
   average = config.average.fraction > 0
-  return init_state(stage.specs, optimizer, config.loss_scale, config.seed, average)
+  return init_state(specs, optimizer, config.loss_scale, config.seed, average)
 
 
-def compile_step(
-  stage: Stage,
+def trace_step(
+  specs: dict,
+  loss_fn: LossFn,
   config: PretrainConfig,
   optimizer: optax.GradientTransformation,
   abstract: TrainState,
   mesh: Mesh,
-) -> jax.stages.Compiled:
-  """The training step, compiled for the mesh; it takes over the memory of the state it is given."""
+) -> jax.stages.Traced:
+  """The training step for the mesh, to lower and compile: where training runs, or elsewhere.
+
+  It takes over the memory of the state that it is given. Call it under `jax.set_mesh(mesh)`.
+  """
   step = make_train_step(
-    stage.loss_fn,
+    loss_fn,
     optimizer,
     learning_rate(config.optimizer, config.train.steps),
-    stage.specs,
+    specs,
     scale=config.loss_scale,
     average=config.average,
     total_steps=config.train.steps,
@@ -171,7 +176,7 @@ def compile_step(
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   metrics = NamedSharding(mesh, PartitionSpec())
   jitted = jax.jit(step, out_shardings=(shardings, metrics), donate_argnums=0)
-  return jitted.lower(abstract, batch).compile()
+  return jitted.trace(abstract, batch)
 
 
 def open_checkpoints(config: PretrainConfig, workdir: Path) -> Checkpointer:
@@ -198,7 +203,9 @@ def restore_or_init(
     _, trees, extra = checkpoints.restore({MODEL: abstract})
     return trees[MODEL], extra
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  make = jax.jit(functools.partial(_initial, stage, config, optimizer), out_shardings=shardings)
+  make = jax.jit(
+    functools.partial(_initial, stage.specs, config, optimizer), out_shardings=shardings
+  )
   return make(), {"cursors": None, "tokens": 0.0}
 
 

@@ -20,6 +20,7 @@ from train.heldout import make_scorer
 from train.losses import next_token_loss
 from train.recorder import Recorder
 from train.signals import StopRequest
+from train.step import LossFn
 from train.workdir import write_atomically
 
 parse_config = functools.partial(parse, PretrainConfig)
@@ -41,11 +42,10 @@ def run(config: PretrainConfig, workdir: Path, recorder: Recorder, stop: StopReq
   index, count = host_rows(mesh, config.data.batch_size)
   held_out = evaluation_sets(config, corpus, tokenizer)
   score = make_scorer(config, mesh)
+  specs, loss_fn = objective(config)
   stage = loop.Stage(
-    specs=param_specs(config.model),
-    loss_fn=functools.partial(
-      next_token_loss, config=config.model, compute=config.compute, z_loss=config.loss.z_loss
-    ),
+    specs=specs,
+    loss_fn=loss_fn,
     make_loader=lambda cursors: Loader(
       config.data, mixture, tokenizer, host_index=index, host_count=count, cursors=cursors
     ),
@@ -58,6 +58,14 @@ def run(config: PretrainConfig, workdir: Path, recorder: Recorder, stop: StopReq
       weights = state.params if state.average is None else state.average
       write_samples(weights, config, tokenizer, workdir / "samples.txt")
   return finished
+
+
+def objective(config: PretrainConfig) -> tuple[dict, LossFn]:
+  """The parameters' specs and the loss: what the training step, or a plan of it, is made of."""
+  loss_fn = functools.partial(
+    next_token_loss, config=config.model, compute=config.compute, z_loss=config.loss.z_loss
+  )
+  return param_specs(config.model), loss_fn
 
 
 def evaluation_sets(

@@ -1,0 +1,204 @@
+"""The cost model and its walk over a schedule, and plans of whole recipes."""
+
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from configs import pretrain_37b
+from tests import tiny
+from train import hlo, plan, pretrain
+from train.cluster import load_cluster
+from train.cost import Gemm, Traffic, collective_seconds, gemm_seconds
+from train.deviceless import missing_packages
+from train.program import compile_program
+from train.schedule import estimate, sensitivity
+
+FIXTURE = Path(__file__).parent / "fixtures" / "hlo_16xh100.txt"
+MESH = {"data": 2, "fsdp": 8, "context": 1, "tensor": 1}
+KEYS = set(
+  [
+    "params",
+    "flops_per_token",
+    "devices",
+    "memory",
+    "collectives",
+    "step_seconds",
+    "waterfall",
+    "mfu_causal",
+    "mfu_full",
+    "hfu",
+    "tokens_per_sec_per_gpu",
+    "steps",
+    "days",
+    "gpu_hours",
+    "energy_mwh",
+    "co2_tonnes",
+    "compile_seconds",
+  ]
+)
+
+
+@pytest.fixture(scope="module")
+def module():
+  return hlo.parse(FIXTURE.read_text())
+
+
+@pytest.fixture(scope="module")
+def cluster():
+  return load_cluster("h100")
+
+
+def program(*lines):
+  """A program of two all-gathers of 1 GiB and matrix products of 8192^3, in the order given."""
+  shape = "f16[8192,8192]{1,0}"
+  texts = {
+    "start": "(f16[65536,8192]{1,0}, f16[65536,8192]{1,0}) all-gather-start(%a), "
+    "replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}",
+    "done": "f16[65536,8192]{1,0} all-gather-done(%start)",
+    "dot": f"{shape} dot(%a, %a), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}",
+  }
+  body = [f"  %a = {shape} parameter(0)"]
+  for line in lines:
+    kind, _, number = line.partition(" ")
+    text = texts[kind].replace("%start", f"%start{number}")
+    body.append(f"  %{kind}{number} = {text}")
+  body[-1] = body[-1].replace("  %", "  ROOT %", 1)
+  head = f"ENTRY %main (a: {shape}) -> {shape} {{"
+  return hlo.parse("\n".join(["HloModule m", "", head, *body, "}"]))
+
+
+def test_a_collective_behind_enough_work_is_hidden_and_one_alone_is_exposed(cluster):
+  mesh = {"data": 1, "fsdp": 8}
+  alone = estimate(program("start 1", "done 1", "dot 1"), mesh, cluster)
+  hidden = estimate(program("start 1", "dot 1", "done 1"), mesh, cluster)
+  gather = alone.collectives[0]
+  assert gather.exposed_seconds == gather.seconds > 0
+  assert hidden.collectives[0].exposed_seconds == pytest.approx(
+    max(0.0, gather.seconds - hidden.waterfall["gemm"])
+  )
+  assert alone.seconds == pytest.approx(alone.waterfall["gemm"] + gather.seconds)
+
+
+def test_collectives_wait_for_each_other(cluster):
+  mesh = {"data": 1, "fsdp": 8}
+  step = estimate(program("start 1", "start 2", "done 2", "done 1"), mesh, cluster)
+  first, second = step.collectives
+  assert second.exposed_seconds == pytest.approx(first.seconds + second.seconds)
+  assert first.exposed_seconds == 0
+
+
+def test_the_waterfall_adds_up_and_loops_count(module, cluster):
+  step = estimate(module, MESH, cluster)
+  assert step.seconds == pytest.approx(sum(step.waterfall.values()))
+  assert {c.count for c in step.collectives} == {3}
+  assert step.flops["gemm"] == 3 * 3 * 2 * 1024 * 256 * 256
+  exposed = sum(seconds for name, seconds in step.waterfall.items() if name.startswith("exposed"))
+  assert exposed == pytest.approx(sum(c.exposed_seconds for c in step.collectives))
+
+
+def test_gemm_efficiency_by_shape(cluster):
+  def efficiency(*mnk):
+    gemm = Gemm(1, *mnk)
+    return gemm.flops / gemm_seconds(gemm, cluster) / cluster.peak_flops
+
+  assert efficiency(8192, 8192, 8192) == pytest.approx(cluster.constants["gemm_efficiency"])
+  assert efficiency(8192, 8192, 512) < efficiency(8192, 8192, 8192)  # shallow
+  assert efficiency(128, 256, 8192) < 0.02  # one tile, one processor of 132
+  assert efficiency(128 * 13, 256 * 11, 8192) < efficiency(128 * 12, 256 * 11, 8192)  # a 2nd wave
+  assert max(efficiency(2**i, 2**14, 2**15) for i in range(8, 16)) <= 0.76
+
+
+def test_collectives_by_link_size_and_latency(cluster):
+  def seconds(op, nbytes, members, nodes):
+    return collective_seconds(Traffic(op, "f16", nbytes, "fsdp", "", members, nodes), cluster)
+
+  gib, efficiency = 2**30, cluster.constants["link_efficiency"]
+  # 8 rings through 8 network cards: NVLink is no slower than they are together.
+  assert seconds("all-gather", gib, 128, 16) == pytest.approx(
+    gib * 127 / 128 / (400e9 * efficiency) + 112 * 1.9e-6 + 15 * 4e-6 + 2e-6
+  )
+  # One ring a card where a node has one of a group's members.
+  assert seconds("all-gather", gib, 16, 16) > 7 * seconds("all-gather", gib, 8, 1)
+  assert seconds("all-reduce", gib, 8, 1) == pytest.approx(
+    2 * seconds("reduce-scatter", gib, 8, 1), rel=1e-2
+  )
+  assert seconds("all-gather", 1, 128, 16) > 250e-6  # latency alone
+  assert seconds("all-gather", gib, 1, 1) == 0
+
+
+def test_more_of_an_efficiency_is_never_slower(module, cluster):
+  for name, (less, more) in sensitivity(module, MESH, cluster).items():
+    faster = name.endswith("efficiency")
+    assert (less >= more) if faster else (less <= more), name
+
+
+def test_constants_stand_within_their_bounds_with_a_source():
+  for path in Path(plan.__file__).with_name("clusters").glob("*.json"):
+    load_cluster(path.stem)
+    for name, entry in json.loads(path.read_text())["constants"].items():
+      assert len(entry["source"]) > 20, name
+  with pytest.raises(ValueError, match="h100"):
+    load_cluster("h1000")
+
+
+def test_bounds_are_the_most_that_hardware_has_shown(cluster):
+  constants, peak = cluster.constants, cluster.peak_flops
+  assert constants["gemm_efficiency"] <= 0.76
+  assert constants["flash_forward_efficiency"] * peak <= 600e12
+  assert constants["flash_backward_efficiency"] * peak <= 500e12
+  assert constants["hbm_efficiency"] <= 0.92
+  assert constants["link_efficiency"] <= 0.90
+
+
+def test_a_plan_without_the_extra_says_what_is_missing(monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr("train.deviceless.missing_packages", lambda: ["jax_cuda12_plugin"])
+  config = tiny.get_config()
+  config.mesh.update(data=1, fsdp=8)
+  out, text = tmp_path / "plan.json", tmp_path / "step.txt"
+  assert plan.run(config.to_dict(), "h100", 1, out, text) == 0
+  printed, found = capsys.readouterr().out, json.loads(out.read_text())
+  assert set(found) >= KEYS
+  assert found["compiled_for"] == "virtual cpu" and found["step_seconds"] is None
+  assert "missing" in printed and "plan extra" in printed
+  assert found["devices"] == 8 and "ENTRY" in text.read_text()
+  # Every device holds an eighth of all that is sharded; norms and scalars are whole.
+  weights = found["memory"]["by_category"]["weights"]
+  assert found["params"] * 4 / 8 <= weights < found["params"] * 4 / 8 + 4096
+  assert found["memory"]["by_category"]["optimizer"] == pytest.approx(2 * weights, rel=1e-3)
+  assert {c["axis"] for c in found["collectives"]} == {"fsdp"}
+  assert {c["link"] for c in found["collectives"]} == {"NVLink"}
+  assert any(c["op"] == "all-gather" for c in found["collectives"])
+
+
+def test_a_mesh_that_does_not_fit_is_one_message(monkeypatch, capsys):
+  monkeypatch.setattr("train.deviceless.missing_packages", lambda: ["jax_cuda12_plugin"])
+  config = tiny.get_config()
+  config.mesh.update(data=1, fsdp=3)
+  assert plan.run(config.to_dict(), "h100", 1, None, None) == plan.BAD_INPUT
+  assert re.match(r"error: mesh .* does not fit 8 devices", capsys.readouterr().err)
+
+
+@pytest.mark.peers
+@pytest.mark.skipif(bool(missing_packages()), reason=f"needs {missing_packages()}: the plan extra")
+def test_the_reference_run_compiled_for_its_cluster(cluster):
+  config = pretrain.parse_config(pretrain_37b.get_config().to_dict())
+  compiled = compile_program(config, 16, cluster)
+  found = plan.make_plan(config, compiled, cluster)
+  assert set(found) >= KEYS and found["devices"] == 128
+  assert sum(found["waterfall"].values()) == pytest.approx(found["step_seconds"])
+  assert sum(found["memory"]["by_category"].values()) == found["memory"]["peak_bytes"]
+  assert found["memory"]["peak_bytes"] <= 71 * 2**30
+  reductions = [c for c in found["collectives"] if "reduce" in c["op"]]
+  assert all(c["dtype"] == "f32" for c in reductions)
+  # What is summed whole is small: norms and scalars. Weights' gradients are scattered.
+  assert all(c["bytes"] < 2**28 for c in reductions if c["op"] == "all-reduce")
+  gathers = [c for c in found["collectives"] if c["op"] == "all-gather" and c["bytes"] > 2**30]
+  assert gathers and all(c["dtype"] == "f16" for c in gathers)
+  assert not any("half precision" in w or "before the cast" in w for w in found["warnings"])
+  assert 0.3 < found["mfu_causal"] < found["mfu_full"] < found["hfu"] * 1.2 < 1
+  assert math.isclose(found["gpu_hours"], found["days"] * 24 * 128)
+  assert dataclasses.asdict(compiled)["on_gpu"]

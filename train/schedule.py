@@ -1,0 +1,151 @@
+"""A walk over a compiled program's schedule with a clock: a step's time, and what of it waits.
+
+Compute runs on one stream and collectives on another, as XLA's GPU runtime has it. A start puts its
+collective behind those before it; a done makes compute wait for the end, and that wait is what is
+exposed.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Mapping
+
+from train.cluster import Cluster
+from train.cost import Kernel, Traffic, collective_seconds, kernel, traffic
+from train.hlo import Computation, Instruction, Module
+
+
+@dataclasses.dataclass
+class Collective:
+  """All executions of one collective instruction in a step."""
+
+  traffic: Traffic
+  source: str
+  op_name: str
+  count: int = 0
+  seconds: float = 0.0
+  exposed_seconds: float = 0.0
+
+
+@dataclasses.dataclass
+class Estimate:
+  """A step's time: `waterfall` adds up to it."""
+
+  waterfall: dict[str, float]
+  collectives: list[Collective]
+  flops: dict[str, float]
+  rematerialized_flops: float
+
+  @property
+  def seconds(self) -> float:
+    return sum(self.waterfall.values())
+
+
+class _Clock:
+  """The two streams, and who keeps compute waiting."""
+
+  def __init__(self, module: Module, mesh_shape: Mapping[str, int], cluster: Cluster):
+    self.module, self.mesh_shape, self.cluster = module, mesh_shape, cluster
+    self.now = self.wire_free = 0.0
+    self.ends: dict[str, float] = {}
+    self.waterfall: dict[str, float] = collections.defaultdict(float)
+    self.flops: dict[str, float] = collections.defaultdict(float)
+    self.rematerialized = 0.0
+    self.collectives: dict[str, Collective] = {}
+    self.kernels: dict[tuple[str, str], Kernel | None] = {}
+
+  def run(self, computation: Computation) -> None:
+    for instruction in computation:
+      if instruction.opcode == "while":
+        body = self.module.computations[instruction.called("body")]
+        for _ in range(instruction.trip_count):
+          self.run(body)
+      elif instruction.opcode == "conditional":
+        self._branch(instruction)
+      elif instruction.opcode == "call":
+        self.run(self.module.computations[instruction.called("to_apply")])
+      elif instruction.collective:
+        self._start(instruction, computation)
+      elif instruction.opcode.endswith("-done") and instruction.operands[0] in self.ends:
+        self._done(instruction.operands[0])
+      else:
+        self._compute(instruction, computation)
+
+  def _branch(self, instruction: Instruction) -> None:
+    """Takes the branch with the fewest instructions: the other is of rare steps (snapshots)."""
+    branches = [self.module.computations[name] for name in instruction.branches]
+    self.run(min(branches, key=lambda branch: len(branch.instructions)))
+
+  def _start(self, instruction: Instruction, computation: Computation) -> None:
+    if instruction.name not in self.collectives:
+      named = _named(instruction, computation)
+      self.collectives[instruction.name] = Collective(
+        traffic(instruction, self.mesh_shape, self.cluster.gpus_a_node),
+        self.module.source(named),
+        named.op_name,
+      )
+    entry = self.collectives[instruction.name]
+    seconds = collective_seconds(entry.traffic, self.cluster)
+    self.wire_free = max(self.now, self.wire_free) + seconds
+    self.ends[instruction.name] = self.wire_free
+    entry.count += 1
+    entry.seconds += seconds
+    if not instruction.opcode.endswith("-start"):
+      self._done(instruction.name)
+
+  def _done(self, start: str) -> None:
+    entry = self.collectives[start]
+    wait = max(0.0, self.ends.pop(start) - self.now)
+    self.now += wait
+    entry.exposed_seconds += wait
+    self.waterfall[f"exposed {entry.traffic.op}"] += wait
+
+  def _compute(self, instruction: Instruction, computation: Computation) -> None:
+    key = (computation.name, instruction.name)
+    if key not in self.kernels:
+      self.kernels[key] = kernel(instruction, computation, self.module, self.cluster)
+    cost = self.kernels[key]
+    if cost is None:
+      return
+    self.now += cost.seconds
+    self.waterfall[cost.category] += cost.seconds
+    self.flops[cost.category] += cost.flops
+    if "rematted_computation" in instruction.op_name:
+      self.rematerialized += cost.flops
+
+
+def _named(instruction: Instruction, computation: Computation) -> Instruction:
+  """Itself, or what it takes, where XLA merged several and kept the name of none."""
+  operand = instruction
+  while not operand.op_name and operand.operands:
+    if operand.operands[0] not in computation.instructions:
+      break
+    operand = computation.instructions[operand.operands[0]]
+  return operand
+
+
+def estimate(module: Module, mesh_shape: Mapping[str, int], cluster: Cluster) -> Estimate:
+  """Walks the program once, loops as often as they run.
+
+  Args:
+    module: the parsed text of a program compiled for GPUs.
+    mesh_shape: sizes of the mesh's axes in their order, whose product is the partitions.
+    cluster: what the constants are of.
+  """
+  clock = _Clock(module, mesh_shape, cluster)
+  clock.run(module.entry)
+  return Estimate(
+    dict(clock.waterfall), list(clock.collectives.values()), dict(clock.flops), clock.rematerialized
+  )
+
+
+def sensitivity(
+  module: Module, mesh_shape: Mapping[str, int], cluster: Cluster, change: float = 0.1
+) -> dict[str, tuple[float, float]]:
+  """Step seconds with each constant less and more by `change`, one at a time."""
+  return {
+    name: tuple(
+      estimate(module, mesh_shape, cluster.scaled(name, factor)).seconds
+      for factor in (1 - change, 1 + change)
+    )
+    for name in cluster.constants
+  }
