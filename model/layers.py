@@ -30,11 +30,14 @@ def project(
   leaves the matrix unit in fp32, so that sum is in fp32 too, at twice the bytes on the wire.
   `out_dtype` (default: that of x) is what the product itself leaves the matrix unit in.
   """
-  return jnp.einsum(subscripts, x, weight.astype(x.dtype), preferred_element_type=out_dtype)
+  return _project_forward(subscripts, x, weight, reduce_in_fp32, out_dtype)[0]
 
 
 def _project_forward(subscripts, x, weight, reduce_in_fp32, out_dtype):
-  return project(subscripts, x, weight, reduce_in_fp32, out_dtype), (x, weight)
+  # The cast weight is kept, not cast again: in a recomputed layer its devices' parts are then
+  # gathered once for the product and its gradient.
+  weight = weight.astype(x.dtype)
+  return jnp.einsum(subscripts, x, weight, preferred_element_type=out_dtype), (x, weight)
 
 
 def _project_backward(subscripts, reduce_in_fp32, out_dtype, residuals, grad):
@@ -43,10 +46,10 @@ def _project_backward(subscripts, reduce_in_fp32, out_dtype, residuals, grad):
   grad = grad.astype(x.dtype)
   inputs, out = subscripts.split("->")
   x_axes, w_axes = inputs.split(",")
-  grad_x = jnp.einsum(f"{out},{w_axes}->{x_axes}", grad, weight.astype(x.dtype))
+  grad_x = jnp.einsum(f"{out},{w_axes}->{x_axes}", grad, weight)
   dtype = jnp.float32 if reduce_in_fp32 else x.dtype
   grad_w = jnp.einsum(f"{x_axes},{out}->{w_axes}", x, grad, preferred_element_type=dtype)
-  return grad_x, grad_w.astype(weight.dtype)
+  return grad_x, grad_w.astype(jnp.float32)
 
 
 project.defvjp(_project_forward, _project_backward)
@@ -84,9 +87,13 @@ def rotate(x_BLNK: jax.Array, positions_BL: jax.Array, freqs: jax.Array) -> jax.
 def qkv(params, x_BLD, positions_BL, config: ModelConfig, compute: ComputeConfig):
   """Query [B,L,N,K], key and value [B,L,G,K] of a layer, rotated (and normed) for attention."""
   fp32 = compute.reduce_gradients_in_fp32
+  # Named as they leave the matrix unit: the backward pass of the norm needs what went into it.
   query_BLNK = project("BLD,DNK->BLNK", x_BLD, params["query_DNK"], fp32)
+  query_BLNK = checkpoint_name(constrain(query_BLNK, "batch", "length", "heads", None), "query")
   key_BLGK = project("BLD,DGK->BLGK", x_BLD, params["key_DGK"], fp32)
+  key_BLGK = checkpoint_name(constrain(key_BLGK, "batch", "length", "kv_heads", None), "key")
   value_BLGK = project("BLD,DGK->BLGK", x_BLD, params["value_DGK"], fp32)
+  value_BLGK = checkpoint_name(constrain(value_BLGK, "batch", "length", "kv_heads", None), "value")
   if config.qkv_bias:
     query_BLNK = add_bias(query_BLNK, params["query_bias_NK"])
     key_BLGK = add_bias(key_BLGK, params["key_bias_GK"])
@@ -97,11 +104,7 @@ def qkv(params, x_BLD, positions_BL, config: ModelConfig, compute: ComputeConfig
   freqs = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
   query_BLNK = rotate(query_BLNK, positions_BL, freqs)
   key_BLGK = rotate(key_BLGK, positions_BL, freqs)
-  return (
-    checkpoint_name(constrain(query_BLNK, "batch", "length", "heads", None), "query"),
-    checkpoint_name(constrain(key_BLGK, "batch", "length", "kv_heads", None), "key"),
-    checkpoint_name(constrain(value_BLGK, "batch", "length", "kv_heads", None), "value"),
-  )
+  return query_BLNK, key_BLGK, value_BLGK
 
 
 def attention_block(
