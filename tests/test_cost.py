@@ -202,3 +202,12 @@ def test_the_reference_run_compiled_for_its_cluster(cluster):
   assert 0.3 < found["mfu_causal"] < found["mfu_full"] < found["hfu"] * 1.2 < 1
   assert math.isclose(found["gpu_hours"], found["days"] * 24 * 128)
   assert dataclasses.asdict(compiled)["on_gpu"]
+
+
+def test_an_option_that_xla_lacks_is_one_message(monkeypatch, capsys):
+  monkeypatch.setattr("train.deviceless.missing_packages", lambda: ["jax_cuda12_plugin"])
+  config = tiny.get_config()
+  config.mesh.update(data=1, fsdp=8)
+  config.train.xla_options = {"xla_gpu_no_such_thing": True}
+  assert plan.run(config.to_dict(), "h100", 1, None, None) == plan.BAD_INPUT
+  assert "xla_gpu_no_such_thing" in capsys.readouterr().err

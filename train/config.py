@@ -1,6 +1,7 @@
 """A run's whole configuration as frozen dataclasses that check themselves."""
 
 import dataclasses
+from typing import Any
 
 from data.config import DataConfig
 from model.config import ComputeConfig, ModelConfig
@@ -13,16 +14,20 @@ from train.step import AverageConfig
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  """`max_skipped` non-finite steps in a row end the run as diverged."""
+  """`max_skipped` non-finite steps in a row end the run as diverged.
+
+  `xla_options` are XLA's own for compiling the step, by their names without dashes in front.
+  """
 
   steps: int
   microbatches: int
   max_skipped: int
+  xla_options: dict[str, Any]
 
   def __post_init__(self):
-    for name, value in dataclasses.asdict(self).items():
-      if value < 1:
-        raise ValueError(f"train.{name} is {value}; it must be at least 1.")
+    for name in ("steps", "microbatches", "max_skipped"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True)

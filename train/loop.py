@@ -72,7 +72,7 @@ def train(
   abstract = abstract_train_state(stage.specs, config, optimizer, mesh)
   with ledger("compile"):
     traced = trace_step(stage.specs, stage.loss_fn, config, optimizer, abstract, mesh)
-    step_fn = traced.lower().compile()
+    step_fn = compile_step(traced.lower(), config)
   checkpoints = open_checkpoints(config, workdir)
   try:
     with ledger("checkpoint"):
@@ -177,6 +177,19 @@ def trace_step(
   metrics = NamedSharding(mesh, PartitionSpec())
   jitted = jax.jit(step, out_shardings=(shardings, metrics), donate_argnums=0)
   return jitted.trace(abstract, batch)
+
+
+def compile_step(lowered: jax.stages.Lowered, config: PretrainConfig) -> jax.stages.Compiled:
+  """Compiles with the recipe's options. Raises ValueError for one that this XLA does not have."""
+  options = config.train.xla_options
+  try:
+    return lowered.compile(compiler_options=options or None)
+  except jax.errors.JaxRuntimeError as error:
+    if "option" not in str(error) or not options:
+      raise
+    raise ValueError(
+      f"train.xla_options is {options}: {error}; correct the option, or leave it out."
+    ) from error
 
 
 def open_checkpoints(config: PretrainConfig, workdir: Path) -> Checkpointer:

@@ -45,13 +45,16 @@ class Program:
 def compile_program(config: PretrainConfig, nodes: int, cluster: Cluster) -> Program:
   """Compiles the step that `train.loop` runs, from shapes alone.
 
-  For H100s where the `plan` extra is installed, for virtual CPU devices elsewhere. XLA schedules
-  for the cluster's usable memory. Raises ValueError where the config does not fit the devices.
+  For H100s where the `plan` extra is installed, for virtual CPU devices elsewhere. XLA is told of
+  the whole device memory, as a GPU tells it; how much of it the program may take is a matter of
+  `xla_gpu_memory_limit_slop_factor`, percent of four fifths of it.
+
+  Raises ValueError where the config does not fit the devices.
   """
   count = nodes * cluster.gpus_a_node
   on_gpu = not deviceless.missing_packages()
   if on_gpu:
-    devices = deviceless.h100_devices(nodes, cluster.gpus_a_node, cluster.usable_memory_bytes)
+    devices = deviceless.h100_devices(nodes, cluster.gpus_a_node, cluster.memory_bytes)
   else:
     devices = virtual_devices(count)
   mesh = make_mesh(config.mesh, devices)
@@ -63,7 +66,7 @@ def compile_program(config: PretrainConfig, nodes: int, cluster: Cluster) -> Pro
   with jax.set_mesh(mesh):
     traced = loop.trace_step(specs, loss_fn, config, optimizer, abstract, mesh)
     lowered = traced.lower(lowering_platforms=("cuda",)) if on_gpu else traced.lower()
-    compiled = lowered.compile()
+    compiled = loop.compile_step(lowered, config)
   seconds = time.perf_counter() - start
   state = state_bytes(abstract)
   return Program(
