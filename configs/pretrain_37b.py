@@ -1,10 +1,12 @@
 """The reference run: a 37.1B decoder, 1.8T tokens, 128 H100s, about 11 weeks.
 
-    python -m train.main --config configs/pretrain_37b.py --workdir=gs://... (on every node)
+    python -m train.plan --config configs/pretrain_37b.py                      (on a laptop, first)
+    python -m train.main --config configs/pretrain_37b.py --workdir=gs://...   (on every node)
 
 Expected, as published: 52% model FLOPs utilization, 214,577 steps of 8,388,608 tokens. No machine
-of ours has run it. What the source leaves open (source weights, final learning rate, Adam's
-epsilon, initialization, QK-norm, z-loss, RoPE's theta) is marked "ours", here or in
+of ours has run it; docs/plan.md says what its plan predicts, and how each setting of `compute` and
+`train.xla_options` came to be. What the source leaves open (source weights, final learning rate,
+Adam's epsilon, initialization, QK-norm, z-loss, RoPE's theta) is marked "ours", here or in
 `configs/pretrain.py`.
 """
 
@@ -18,6 +20,20 @@ def get_config() -> ConfigDict:
   config.model.update(
     vocab_size=65_536, d_model=8_192, num_layers=52, num_heads=64, num_kv_heads=8, d_ff=22_016
   )
+  # What fits in 71 GiB and saves the most recomputation for its bytes: docs/plan.md.
+  config.compute.update(
+    remat="selective",
+    remat_save=(
+      "key",
+      "value",
+      "attention_out",
+      "attention_lse",
+      "attention_proj",
+      "mlp_gate",
+      "mlp_up",
+    ),
+    loss_chunks=2,
+  )
   config.mesh.update(data=1, fsdp=128)
   config.data.sources = {
     # The weights are ours; the source names the kinds alone.
@@ -28,5 +44,13 @@ def get_config() -> ConfigDict:
   }
   config.train.steps = 214_577  # 1.8e12 tokens / 8,388,608
   config.train.microbatches = 8  # one row of 8,192 tokens a GPU
+  config.train.xla_options = {
+    # One reduction a weight: merged, they would wait for the layer's last and hide behind nothing.
+    "xla_gpu_reduce_scatter_combine_threshold_bytes": 1,
+    # Percent of 4/5 of the device's memory, together 71 GiB. Near the limit, at 95 already, XLA
+    # recomputes matrix products and no longer overlaps. Start the processes with
+    # XLA_PYTHON_CLIENT_MEM_FRACTION=0.9, which reserves as much.
+    "xla_gpu_memory_limit_slop_factor": 112,
+  }
   config.eval.batch_size = 128
   return config
