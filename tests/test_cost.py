@@ -18,27 +18,25 @@ from train.schedule import estimate, sensitivity
 
 FIXTURE = Path(__file__).parent / "fixtures" / "hlo_16xh100.txt"
 MESH = {"data": 2, "fsdp": 8, "context": 1, "tensor": 1}
-KEYS = set(
-  [
-    "params",
-    "flops_per_token",
-    "devices",
-    "memory",
-    "collectives",
-    "step_seconds",
-    "waterfall",
-    "mfu_causal",
-    "mfu_full",
-    "hfu",
-    "tokens_per_sec_per_gpu",
-    "steps",
-    "days",
-    "gpu_hours",
-    "energy_mwh",
-    "co2_tonnes",
-    "compile_seconds",
-  ]
-)
+KEYS = {
+  "params",
+  "flops_per_token",
+  "devices",
+  "memory",
+  "collectives",
+  "step_seconds",
+  "waterfall",
+  "mfu_causal",
+  "mfu_full",
+  "hfu",
+  "tokens_per_sec_per_gpu",
+  "steps",
+  "days",
+  "gpu_hours",
+  "energy_mwh",
+  "co2_tonnes",
+  "compile_seconds",
+}
 
 
 @pytest.fixture(scope="module")
