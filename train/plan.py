@@ -153,14 +153,14 @@ def warnings(plan: Mapping[str, Any], program: Program, step: Estimate) -> list[
   """What a reader should look at before renting the cluster."""
   found = []
   half = ("f16", "bf16")
-  for line in plan["collectives"]:
+  for line in plan["collectives"] if program.on_gpu else ():
     big = line["bytes"] / line["count"] > 2**20
     what = (
       f"{line['op']} of {line['bytes'] / 1e9:,.1f} GB {line['dtype']} a step ({line['source']})"
     )
     if line["op"] in ("reduce-scatter", "all-reduce") and line["dtype"] in half:
       found.append(f"{what} sums over devices in half precision.")
-    if line["op"] == "all-gather" and line["dtype"] == "f32" and big and program.on_gpu:
+    if line["op"] == "all-gather" and line["dtype"] == "f32" and big:
       found.append(f"{what} gathers before the cast: twice the bytes.")
     if line["op"] == "all-reduce" and big:
       found.append(f"{what} leaves every device the whole sum; a reduce-scatter sends half.")
@@ -214,8 +214,8 @@ def render(plan: Mapping[str, Any]) -> str:
   else:
     lines.append(
       "note: without the plan extra (pip install -e '.[plan]') there is no GPU program: the peak "
-      "memory, times, overlap and GPU kernels are missing, and the CPU compiler widens fp16 and "
-      "chooses collectives its own way, so their dtypes and counts can differ."
+      "memory, times, overlap, GPU kernels and warnings about collectives are missing, and the CPU "
+      "compiler widens fp16, and makes an all-reduce where a GPU has a reduce-scatter."
     )
   return "\n".join(lines)
 
