@@ -1,0 +1,407 @@
+"""Hugging Face models of the Llama, Mistral, Qwen2 and Qwen3 families as our config and parameters.
+
+SmolLM and SmolLM2 are of Llama's architecture, Qwen2.5 of Qwen2's. Logits of such a directory:
+
+  python -m model.hf logits DIR IDS.npy OUT.npy
+
+IDS.npy is an integer array (batch, length); OUT.npy becomes float32 (batch, length, vocabulary).
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model.config import ComputeConfig, ModelConfig, RopeScaling
+from model.params import is_spec, param_specs
+from model.safetensors import open_directory
+from model.transformer import forward
+
+FAMILIES = {
+  "LlamaForCausalLM": "llama",
+  "MistralForCausalLM": "mistral",
+  "Qwen2ForCausalLM": "qwen2",
+  "Qwen3ForCausalLM": "qwen3",
+}
+
+# Every leaf of `param_specs`, by its path, and its tensors; {} is the layer.
+NAMES = {
+  "embedding_VD": "model.embed_tokens.weight",
+  "layers/attention/norm_D": "model.layers.{}.input_layernorm.weight",
+  "layers/attention/query_DNK": "model.layers.{}.self_attn.q_proj.weight",
+  "layers/attention/query_bias_NK": "model.layers.{}.self_attn.q_proj.bias",
+  "layers/attention/query_norm_K": "model.layers.{}.self_attn.q_norm.weight",
+  "layers/attention/key_DGK": "model.layers.{}.self_attn.k_proj.weight",
+  "layers/attention/key_bias_GK": "model.layers.{}.self_attn.k_proj.bias",
+  "layers/attention/key_norm_K": "model.layers.{}.self_attn.k_norm.weight",
+  "layers/attention/value_DGK": "model.layers.{}.self_attn.v_proj.weight",
+  "layers/attention/value_bias_GK": "model.layers.{}.self_attn.v_proj.bias",
+  "layers/attention/out_NKD": "model.layers.{}.self_attn.o_proj.weight",
+  "layers/mlp/norm_D": "model.layers.{}.post_attention_layernorm.weight",
+  "layers/mlp/gate_DF": "model.layers.{}.mlp.gate_proj.weight",
+  "layers/mlp/up_DF": "model.layers.{}.mlp.up_proj.weight",
+  "layers/mlp/down_FD": "model.layers.{}.mlp.down_proj.weight",
+  "final_norm_D": "model.norm.weight",
+  "unembedding_DV": "lm_head.weight",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """One tensor of a Hugging Face model and where it is in ours.
+
+  Attributes:
+    name: there.
+    path: of our leaf.
+    layer: its index in the leaf's stack, or None where the leaf is no stack.
+    shape, axes: of that part of the leaf, as its `ParamSpec` has them.
+  """
+
+  name: str
+  path: str
+  layer: int | None
+  shape: tuple[int, ...]
+  axes: tuple[str, ...]
+
+  @property
+  def stored_shape(self) -> tuple[int, ...]:
+    """What is a matrix there. A linear map is [outputs, inputs]; ours has its inputs first."""
+    if "embed" not in self.axes:
+      return (math.prod(self.shape),)
+    if not self._is_linear:
+      return self.shape
+    inputs = 1 if self.axes[0] == "embed" else len(self.shape) - 1
+    return math.prod(self.shape[inputs:]), math.prod(self.shape[:inputs])
+
+  @property
+  def _is_linear(self) -> bool:
+    return "embed" in self.axes and self.axes != ("vocab", "embed")
+
+  def to_stored(self, x: np.ndarray) -> np.ndarray:
+    """Our part of the leaf as it is stored there; a view."""
+    return x.reshape(self.stored_shape[::-1]).T if self._is_linear else x.reshape(self.stored_shape)
+
+  def from_stored(self, x: np.ndarray) -> np.ndarray:
+    return (x.T if self._is_linear else x).reshape(self.shape)
+
+
+def tensors(config: ModelConfig) -> list[Tensor]:
+  """Every tensor of the model, a layer after the other."""
+  found = []
+  for keys, spec in jax.tree_util.tree_leaves_with_path(param_specs(config), is_leaf=is_spec):
+    path = jax.tree_util.keystr(keys, simple=True, separator="/")
+    if spec.axes[0] != "layers":
+      found.append(Tensor(NAMES[path], path, None, spec.shape, spec.axes))
+      continue
+    for layer in range(config.num_layers):
+      name = NAMES[path].format(layer)
+      found.append(Tensor(name, path, layer, spec.shape[1:], spec.axes[1:]))
+  return sorted(found, key=lambda tensor: -1 if tensor.layer is None else tensor.layer)
+
+
+def stored_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """{name: shape} of the tensors of a Hugging Face model, in the order of `stored_tensors`."""
+  return {tensor.name: tensor.stored_shape for tensor in tensors(config)}
+
+
+def stored_tensors(params: dict, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+  """(name, array) of the tensors of a Hugging Face model: views of `params` where they are numpy."""
+  leaves = _by_path(params)
+  for tensor in tensors(config):
+    leaf = np.asarray(leaves[tensor.path])
+    yield tensor.name, tensor.to_stored(leaf if tensor.layer is None else leaf[tensor.layer])
+
+
+def read_params(stored: Mapping[str, np.ndarray], config: ModelConfig) -> dict:
+  """Our fp32 parameters, numpy arrays, of a Hugging Face model's tensors; each is read once.
+
+  Raises:
+    ValueError: a tensor is missing, is of another shape, or is none of the architecture's.
+  """
+  wanted = tensors(config)
+  if absent := [tensor.name for tensor in wanted if tensor.name not in stored]:
+    raise ValueError(
+      f"tensor {absent[0]!r} is missing ({len(absent)} are); config.json describes another model."
+    )
+  if extra := sorted(name for name in stored.keys() - {t.name for t in wanted} if _counts(name)):
+    raise ValueError(
+      f"tensor {extra[0]!r} ({len(extra)} such) is none of the model that config.json describes; "
+      "its architecture is not one that can be computed here."
+    )
+  specs = param_specs(config)
+  params = jax.tree.map(lambda spec: np.empty(spec.shape, np.float32), specs, is_leaf=is_spec)
+  leaves = _by_path(params)
+  for tensor in wanted:
+    array = stored[tensor.name]
+    if tuple(array.shape) != tensor.stored_shape:
+      raise ValueError(
+        f"tensor {tensor.name!r} has the shape {list(array.shape)}; by config.json it is "
+        f"{list(tensor.stored_shape)}."
+      )
+    part = leaves[tensor.path]
+    part[... if tensor.layer is None else tensor.layer] = tensor.from_stored(array)
+  return params
+
+
+def _counts(name: str) -> bool:
+  """Whether a tensor beside ours means something: not a tied output, nor RoPE's old buffers."""
+  return name != "lm_head.weight" and not name.endswith("rotary_emb.inv_freq")
+
+
+def _by_path(tree: dict) -> dict[str, Any]:
+  return {
+    jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def model_config(hf: Mapping[str, Any]) -> ModelConfig:
+  """The ModelConfig of a config.json; what that leaves out has the default of `transformers`.
+
+  Raises:
+    ValueError: an architecture, or a value in it, that is not supported; the message names it.
+  """
+  family = _family(hf)
+  for key, allowed in (
+    ("hidden_act", "silu"),
+    ("attention_bias", False),
+    ("mlp_bias", False),
+    ("partial_rotary_factor", 1.0),
+    ("quantization_config", None),
+  ):
+    if hf.get(key, allowed) != allowed:
+      raise ValueError(f"config.json: {key} is {hf[key]!r}; only {allowed!r} is supported.")
+  heads, width = _required(hf, "num_attention_heads"), _required(hf, "hidden_size")
+  theta, scaling = _rope(hf)
+  return ModelConfig(
+    vocab_size=_required(hf, "vocab_size"),
+    d_model=width,
+    num_layers=_required(hf, "num_hidden_layers"),
+    num_heads=heads,
+    num_kv_heads=hf.get("num_key_value_heads") or heads,
+    head_dim=hf.get("head_dim") or (128 if family == "qwen3" else width // heads),
+    d_ff=_required(hf, "intermediate_size"),
+    tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
+    qk_norm=family == "qwen3",
+    qkv_bias=family == "qwen2",
+    rope_theta=theta,
+    rope_scaling=scaling,
+    sliding_window=_sliding_window(hf, family),
+    attention_softcap=None,
+    logit_softcap=None,
+    norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
+    embed_init_std=float(hf.get("initializer_range", 0.02)),
+  )
+
+
+def _family(hf: Mapping[str, Any]) -> str:
+  named = hf.get("architectures") or [
+    name for name, kind in FAMILIES.items() if kind == hf.get("model_type")
+  ]
+  for architecture in named:
+    if architecture in FAMILIES:
+      return FAMILIES[architecture]
+  raise ValueError(
+    f"config.json: architecture {hf.get('architectures') or hf.get('model_type')} is unknown here; "
+    f"known are {', '.join(FAMILIES)}."
+  )
+
+
+def _required(hf: Mapping[str, Any], key: str) -> int:
+  value = hf.get(key)
+  if not isinstance(value, int) or value < 1:
+    raise ValueError(f"config.json: {key} is {value!r}; it must be a positive integer.")
+  return value
+
+
+def _rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+  """Theta and scaling; transformers 5 writes both into `rope_parameters`."""
+  scaling = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+  theta = float(scaling.get("rope_theta") or hf.get("rope_theta") or 10_000.0)
+  if (part := scaling.get("partial_rotary_factor", 1.0)) != 1.0:
+    raise ValueError(f"config.json: partial_rotary_factor is {part}; only 1.0 is supported.")
+  kind = scaling.get("rope_type") or scaling.get("type") or "default"
+  if kind == "default":
+    return theta, None
+  if kind != "llama3":
+    raise ValueError(f"config.json: RoPE scaling {kind!r} is not supported; 'llama3' is.")
+  return theta, RopeScaling(
+    factor=float(scaling["factor"]),
+    low_freq_factor=float(scaling["low_freq_factor"]),
+    high_freq_factor=float(scaling["high_freq_factor"]),
+    original_max_positions=int(scaling["original_max_position_embeddings"]),
+  )
+
+
+def _sliding_window(hf: Mapping[str, Any], family: str) -> int | None:
+  """The window, where all layers have one; Qwen names the first layer that has."""
+  if family == "llama":
+    return None
+  window = hf.get("sliding_window", 4096)
+  if family == "mistral":
+    return window
+  layers = hf["num_hidden_layers"]
+  if not hf.get("use_sliding_window", False) or window is None:
+    return None
+  kinds = hf.get("layer_types") or [
+    "sliding_attention" if i >= hf.get("max_window_layers", 28) else "full_attention"
+    for i in range(layers)
+  ]
+  if len(set(kinds)) > 1:
+    raise ValueError(
+      "config.json: some layers have sliding windows and some have not (layer_types, "
+      "max_window_layers); all must have, or none."
+    )
+  return window if kinds[0] == "sliding_attention" else None
+
+
+def hf_config(config: ModelConfig, max_positions: int) -> dict[str, Any]:
+  """The config.json of the family that computes what `config` describes.
+
+  Args:
+    config: of the model.
+    max_positions: the longest row it was trained on.
+
+  Raises:
+    ValueError: none of the families computes that.
+  """
+  c = config
+  for name in ("attention_softcap", "logit_softcap"):
+    if getattr(c, name) is not None:
+      raise ValueError(f"model.{name}={getattr(c, name)}: no exported family has a soft cap.")
+  if c.qk_norm and c.qkv_bias:
+    raise ValueError("model.qk_norm and model.qkv_bias are both set: no exported family has both.")
+  window: dict[str, Any] = {}
+  if c.qk_norm or c.qkv_bias:
+    family = "qwen3" if c.qk_norm else "qwen2"
+    window = {"use_sliding_window": False, "sliding_window": None}
+    if c.sliding_window is not None:
+      window = {
+        "use_sliding_window": True,
+        "sliding_window": c.sliding_window,
+        "max_window_layers": 0,
+      }
+  elif c.sliding_window is not None:
+    family, window = "mistral", {"sliding_window": c.sliding_window}
+  else:
+    family = "llama"
+  scaling = c.rope_scaling and {
+    "rope_type": "llama3",
+    "factor": c.rope_scaling.factor,
+    "low_freq_factor": c.rope_scaling.low_freq_factor,
+    "high_freq_factor": c.rope_scaling.high_freq_factor,
+    "original_max_position_embeddings": c.rope_scaling.original_max_positions,
+  }
+  return {
+    "architectures": [name for name, kind in FAMILIES.items() if kind == family],
+    "model_type": family,
+    "vocab_size": c.vocab_size,
+    "hidden_size": c.d_model,
+    "num_hidden_layers": c.num_layers,
+    "num_attention_heads": c.num_heads,
+    "num_key_value_heads": c.num_kv_heads,
+    "head_dim": c.head_dim,
+    "intermediate_size": c.d_ff,
+    "hidden_act": "silu",
+    "tie_word_embeddings": c.tie_embeddings,
+    "rope_theta": c.rope_theta,
+    "rope_scaling": scaling,
+    "max_position_embeddings": max_positions,
+    "rms_norm_eps": c.norm_eps,
+    "initializer_range": c.embed_init_std,
+    "attention_bias": False,
+    "torch_dtype": "float32",
+    **window,
+  }
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+  """The config.json of a directory; raises ValueError where there is none, or it is no JSON."""
+  path = directory / "config.json"
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise ValueError(f"{path} cannot be read: {error}.") from None
+
+
+def load(directory: Path) -> tuple[ModelConfig, dict]:
+  """Config and fp32 parameters (numpy) of a directory; raises ValueError, see above."""
+  config = model_config(read_config(directory))
+  return config, read_params(open_directory(directory), config)
+
+
+def logits(params: dict, ids_BL: np.ndarray, config: ModelConfig) -> Iterator[np.ndarray]:
+  """fp32 logits [L,V] of each row of ids, computed in fp32 on the CPU or a GPU alike."""
+  compute = ComputeConfig(
+    dtype="float32",
+    scan_layers=True,
+    remat="none",
+    remat_save=(),
+    remat_offload=(),
+    attention="chunked",
+    max_segments=None,
+    reduce_gradients_in_fp32=True,
+    loss_chunks=1,
+  )
+  step = jax.jit(lambda params, *row: forward(params, *row, config, compute))
+  params = jax.tree.map(jnp.asarray, params)
+  with jax.default_matmul_precision("highest"):
+    for row in np.asarray(ids_BL, np.int32):
+      positions = np.arange(len(row), dtype=np.int32)[None]
+      yield np.asarray(step(params, row[None], np.ones_like(positions), positions))[0]
+
+
+def check_ids(ids: np.ndarray, config: ModelConfig) -> None:
+  """Raises ValueError unless ids are integers (batch, length) within the vocabulary."""
+  if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
+    raise ValueError(
+      f"ids have the shape {list(ids.shape)} and dtype {ids.dtype}; they must be integers "
+      "(batch, length)."
+    )
+  if ids.min() < 0 or ids.max() >= config.vocab_size:
+    raise ValueError(
+      f"ids go from {ids.min()} to {ids.max()}; the vocabulary has {config.vocab_size}."
+    )
+
+
+def _write_logits(directory: Path, ids_path: Path, out: Path) -> None:
+  try:
+    ids = np.load(ids_path, allow_pickle=False)
+  except (OSError, ValueError, EOFError) as error:
+    raise ValueError(f"{ids_path} cannot be read as an array: {error}.") from None
+  config = model_config(read_config(directory))
+  check_ids(ids, config)
+  params = read_params(open_directory(directory), config)
+  array = np.lib.format.open_memmap(out, "w+", np.float32, (*ids.shape, config.vocab_size))
+  for i, row in enumerate(logits(params, ids, config)):
+    array[i] = row
+  array.flush()
+  print(f"{out}: float32 {list(array.shape)}")
+
+
+def main(argv: Sequence[str]) -> int:
+  parser = argparse.ArgumentParser(prog="python -m model.hf", description=__doc__.split("\n")[0])
+  commands = parser.add_subparsers(required=True)
+  command = commands.add_parser("logits", help="write the logits of token ids")
+  command.add_argument("directory", metavar="DIR", type=Path, help="config.json and safetensors")
+  command.add_argument("ids", metavar="IDS.npy", type=Path, help="integers (batch, length)")
+  command.add_argument("out", metavar="OUT.npy", type=Path, help="float32 logits")
+  arguments = parser.parse_args(argv)
+  try:
+    _write_logits(arguments.directory, arguments.ids, arguments.out)
+  except (ValueError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))
