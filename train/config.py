@@ -13,16 +13,25 @@ from train.step import AverageConfig
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  """`max_skipped` non-finite steps in a row end the run as diverged."""
+  """How long, and from which weights.
+
+  Attributes:
+    steps: batches.
+    microbatches: parts of a batch whose gradients are added up.
+    max_skipped: so many non-finite steps in a row end the run as diverged.
+    init_from: the folder of a run, or of an imported model, with whose newest weights the first
+      step begins; None for random ones.
+  """
 
   steps: int
   microbatches: int
   max_skipped: int
+  init_from: str | None
 
   def __post_init__(self):
-    for name, value in dataclasses.asdict(self).items():
-      if value < 1:
-        raise ValueError(f"train.{name} is {value}; it must be at least 1.")
+    for name in ("steps", "microbatches", "max_skipped"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True)

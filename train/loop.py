@@ -193,13 +193,20 @@ def restore_or_init(
   optimizer: optax.GradientTransformation,
   abstract: TrainState,
 ) -> tuple[TrainState, dict]:
-  """The state, cursors and token count of the newest checkpoint, or of a new run."""
+  """The state, cursors and token count of the newest checkpoint, or of a new run.
+
+  A new run has random weights, or those of `train.init_from`.
+  """
   if checkpoints.latest() is not None:
     _, trees, extra = checkpoints.restore({MODEL: abstract})
     return trees[MODEL], extra
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   make = jax.jit(functools.partial(_initial, stage, config, optimizer), out_shardings=shardings)
-  return make(), {"cursors": None, "tokens": 0.0}
+  state = make()
+  if config.train.init_from is not None:
+    source = Checkpointer(Path(config.train.init_from) / "checkpoints")
+    state = state.replace(params=source.restore_weights({MODEL: abstract.params})[MODEL])
+  return state, {"cursors": None, "tokens": 0.0}
 
 
 def to_global(rows: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
