@@ -9,6 +9,7 @@ IDS.npy is an integer array (batch, length); OUT.npy becomes float32 (batch, len
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -52,6 +53,19 @@ NAMES = {
   "final_norm_D": "model.norm.weight",
   "unembedding_DV": "lm_head.weight",
 }
+LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+FP32 = ComputeConfig(
+  dtype="float32",
+  scan_layers=True,
+  remat="none",
+  remat_save=(),
+  remat_offload=(),
+  attention="chunked",
+  max_segments=None,
+  reduce_gradients_in_fp32=True,
+  loss_chunks=1,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +127,7 @@ def stored_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def stored_tensors(params: dict, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
-  """(name, array) of the tensors of a Hugging Face model: views of `params` where they are numpy."""
+  """(name, array) of the tensors of a Hugging Face model; views of `params` that are numpy."""
   leaves = _by_path(params)
   for tensor in tensors(config):
     leaf = np.asarray(leaves[tensor.path])
@@ -233,6 +247,9 @@ def _rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     return theta, None
   if kind != "llama3":
     raise ValueError(f"config.json: RoPE scaling {kind!r} is not supported; 'llama3' is.")
+  for key in LLAMA3_KEYS:
+    if key not in scaling:
+      raise ValueError(f"config.json: RoPE scaling 'llama3' has no {key!r}.")
   return theta, RopeScaling(
     factor=float(scaling["factor"]),
     low_freq_factor=float(scaling["low_freq_factor"]),
@@ -340,23 +357,16 @@ def load(directory: Path) -> tuple[ModelConfig, dict]:
 
 def logits(params: dict, ids_BL: np.ndarray, config: ModelConfig) -> Iterator[np.ndarray]:
   """fp32 logits [L,V] of each row of ids, computed in fp32 on the CPU or a GPU alike."""
-  compute = ComputeConfig(
-    dtype="float32",
-    scan_layers=True,
-    remat="none",
-    remat_save=(),
-    remat_offload=(),
-    attention="chunked",
-    max_segments=None,
-    reduce_gradients_in_fp32=True,
-    loss_chunks=1,
-  )
-  step = jax.jit(lambda params, *row: forward(params, *row, config, compute))
   params = jax.tree.map(jnp.asarray, params)
   with jax.default_matmul_precision("highest"):
     for row in np.asarray(ids_BL, np.int32):
       positions = np.arange(len(row), dtype=np.int32)[None]
-      yield np.asarray(step(params, row[None], np.ones_like(positions), positions))[0]
+      yield np.asarray(_row_logits(params, row[None], positions, config))[0]
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _row_logits(params, tokens_BL, positions_BL, config: ModelConfig):
+  return forward(params, tokens_BL, jnp.ones_like(tokens_BL), positions_BL, config, FP32)
 
 
 def check_ids(ids: np.ndarray, config: ModelConfig) -> None:

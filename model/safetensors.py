@@ -1,8 +1,8 @@
 """Safetensors files, read and written a tensor at a time (https://huggingface.co/docs/safetensors).
 
-A file is 8 bytes with the length of its header, the header in JSON, and the tensors' bytes. The
-package of that name writes from a dict that holds the whole file, which this takes from an iterator;
-and reading is a memory map either way.
+A file is 8 bytes with the length of its header, the header in JSON, and the tensors' bytes. Files
+are read by a memory map, and written from an iterator: the package of that name takes a dict that
+holds a whole file, and is what the tests compare with.
 """
 
 import json
@@ -36,9 +36,9 @@ def open_file(path: Path) -> dict[str, np.ndarray]:
     spans = {name: tuple(entry["data_offsets"]) for name, entry in header.items()}
     shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
     kinds = {name: entry["dtype"] for name, entry in header.items()}
+    end = start + max((last for _, last in spans.values()), default=0)
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f"{path} is no safetensors file, or is truncated: {error}.") from None
-  end = start + max((last for _, last in spans.values()), default=0)
   if end != size:
     raise ValueError(f"{path} has {size} bytes and its header describes {end}; copy it again.")
   arrays = {}

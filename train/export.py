@@ -1,11 +1,14 @@
 """Hugging Face models in and out.
 
-  python -m train.export import SRC OUT    a directory of safetensors, or a GGUF file, to a run's folder
-  python -m train.export export RUN OUT    a run's folder to a directory that transformers loads
+  python -m train.export import SRC OUT
+  python -m train.export export RUN OUT
 
-What `import` writes can be exported, and trained on by `configs/continued.py`. An export is read
-back before it gets its name: its logits must be the run's to the rounding of fp32, by our own code
-and, where it is installed, by transformers. Exit codes: 0 done, 2 bad input or other logits.
+The first makes a run's folder of a directory of safetensors, or of a GGUF file; the second makes a
+directory that transformers loads of a run's folder. What `import` writes can be exported, and
+trained on by `configs/continued.py`. An export is read back before it gets its name: its logits must
+be the run's to the rounding of fp32, by our own code and, where it is installed, by transformers.
+
+Exit codes: 0 done, 2 bad input or other logits.
 """
 
 import argparse
@@ -326,7 +329,9 @@ def main(argv: Sequence[str]) -> int:
   command = commands.add_parser("export", help="a run's folder to a Hugging Face directory")
   command.add_argument("run", metavar="RUN", type=Path)
   command.add_argument("out", metavar="OUT", type=Path)
-  command.add_argument("--weights", choices=("raw", "average"), help="default: average if it is kept")
+  command.add_argument(
+    "--weights", choices=("raw", "average"), help="default: average if it is kept"
+  )
   command.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
   arguments = parser.parse_args(argv)
   jax.config.update("jax_platforms", "cpu")  # fp32 is exact there, and the host has the memory

@@ -58,7 +58,9 @@ class File(Mapping[str, np.ndarray]):
     try:
       import gguf
     except ImportError:
-      raise ValueError(f"{path}: to read GGUF, install the extra: pip install -e '.[gguf]'") from None
+      raise ValueError(
+        f"{path}: to read GGUF, install the extra: pip install -e '.[gguf]'"
+      ) from None
     self._gguf, self._path = gguf, path
     try:
       reader = gguf.GGUFReader(path)
@@ -96,8 +98,8 @@ class File(Mapping[str, np.ndarray]):
       return self._gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
     except NotImplementedError:
       raise ValueError(
-        f"{self._path}: tensor {tensor.name!r} is {tensor.tensor_type.name}, which the gguf package "
-        "does not dequantize."
+        f"{self._path}: tensor {tensor.name!r} is {tensor.tensor_type.name}, which the gguf "
+        "package does not dequantize."
       ) from None
 
   def _field(self, key: str, default: Any = None) -> Any:
@@ -132,7 +134,7 @@ class File(Mapping[str, np.ndarray]):
     }
 
   def _rope_scaling(self, head_dim: int, theta: float) -> dict[str, Any] | None:
-    """Llama 3's scaling is stored as a factor a frequency; its own three constants are published."""
+    """Llama 3's, which is stored as a factor a frequency; its other constants are published."""
     kind = self._field("rope.scaling.type", "none")
     if kind != "none":
       raise ValueError(f"{self._path}: RoPE scaling {kind!r} is not supported.")
