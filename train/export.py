@@ -5,8 +5,9 @@
 
 The first makes a run's folder of a directory of safetensors, or of a GGUF file; the second makes a
 directory that transformers loads of a run's folder. What `import` writes can be exported, and
-trained on by `configs/continued.py`. An export is read back before it gets its name: its logits must
-be the run's to the rounding of fp32, by our own code and, where it is installed, by transformers.
+trained on by `configs/continued.py`. An export is read back before it gets its name: its logits
+must be the run's to the rounding of fp32, by our own code and, where it is installed, by
+transformers.
 
 Exit codes: 0 done, 2 bad input or other logits.
 """
