@@ -33,8 +33,8 @@ EXTRAS = {
   ],
   # To import GGUF files.
   "gguf": ["gguf>=0.17.0"],
-  # What tests compare with, on the CPU.
-  "peers": ["torch==2.13.0", "transformers>=4.50.0"],
+  # What tests compare with, on the CPU; transformers reads GGUF with accelerate.
+  "peers": ["accelerate>=1.0.0", "torch==2.13.0", "transformers>=4.50.0"],
   "cuda12": ["jax[cuda12]>=0.10.2"],
   # To compile for a GPU without one: the plugin of jax's own version, ptxas and cuDNN's headers,
   # without the rest of CUDA.

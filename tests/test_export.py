@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -290,13 +291,14 @@ def test_smollm2_gives_the_logits_of_transformers_on_real_text(tmp_path, capsys)
 
   options = {"gguf_file": file.name}
   peer_tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **options)
-  text = (Path(__file__).parent.parent / "LICENSE").read_text()
+  # Without digits: transformers passes over `tokenizer.ggml.pre`, which takes each of them alone.
+  text = re.sub(r"\d", "", (Path(__file__).parent.parent / "LICENSE").read_text())
   tokenizer = tokenizer_files.load(recipe["data"]["tokenizer"], recipe["data"]["eot"])
   ids = tokenizer.encode_batch([text])[0]
   assert ids == peer_tokenizer(text)["input_ids"]
   rows = np.array(ids[:512], np.int32).reshape(2, 256)
 
-  peer = transformers.AutoModelForCausalLM.from_pretrained(file.parent, **options).float().eval()
+  peer = transformers.AutoModelForCausalLM.from_pretrained(file.parent, **options).eval()
   with torch.no_grad():
     expected = peer(torch.from_numpy(rows).long()).logits.numpy()
   ours = np.stack(list(hf.logits(params, rows, config)))
