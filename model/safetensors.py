@@ -1,8 +1,7 @@
 """Safetensors files, read and written a tensor at a time (https://huggingface.co/docs/safetensors).
 
-A file is 8 bytes with the length of its header, the header in JSON, and the tensors' bytes. Files
-are read by a memory map, and written from an iterator: the package of that name takes a dict that
-holds a whole file, and is what the tests compare with.
+A file is 8 bytes with the length of its header, the header in JSON, and the tensors' bytes. The
+package of that name writes from a dict that holds a whole file; it is what the tests compare with.
 """
 
 import json
@@ -17,8 +16,25 @@ DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.b
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def open_file(path: Path) -> dict[str, np.ndarray]:
-  """{name: array} of a file, mapped to memory: what is not touched is not read.
+class Tensors(Mapping[str, np.ndarray]):
+  """{name: array} of files; a tensor is read when it is asked for, and not kept."""
+
+  def __init__(self, places: dict[str, tuple[Path, np.dtype, int, tuple[int, ...]]]):
+    self.places = places  # file, dtype, first byte in the file, shape
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    path, dtype, first, shape = self.places[name]
+    return np.fromfile(path, dtype, math.prod(shape), offset=first).reshape(shape)
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self.places)
+
+  def __len__(self) -> int:
+    return len(self.places)
+
+
+def open_file(path: Path) -> Tensors:
+  """The tensors of a file.
 
   Raises:
     ValueError: the file is no safetensors file, is truncated, or has a tensor of another dtype.
@@ -26,12 +42,12 @@ def open_file(path: Path) -> dict[str, np.ndarray]:
   size = path.stat().st_size
   if size < 8:
     raise ValueError(f"{path} is no safetensors file: it has {size} bytes. Copy it again.")
-  data = np.memmap(path, np.uint8, "r")
-  start = 8 + int(data[:8].view("<u8")[0])
   try:
-    if start > size:
-      raise ValueError(f"a header of {start - 8} bytes, in {size} bytes in all")
-    header = json.loads(bytes(data[8:start]))
+    with open(path, "rb") as file:
+      start = 8 + int.from_bytes(file.read(8), "little")
+      if start > size:
+        raise ValueError(f"a header of {start - 8} bytes, in {size} bytes in all")
+      header = json.loads(file.read(start - 8))
     header.pop("__metadata__", None)
     spans = {name: tuple(entry["data_offsets"]) for name, entry in header.items()}
     shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
@@ -41,7 +57,7 @@ def open_file(path: Path) -> dict[str, np.ndarray]:
     raise ValueError(f"{path} is no safetensors file, or is truncated: {error}.") from None
   if end != size:
     raise ValueError(f"{path} has {size} bytes and its header describes {end}; copy it again.")
-  arrays = {}
+  places = {}
   for name, (first, last) in spans.items():
     if kinds[name] not in DTYPES:
       raise ValueError(
@@ -53,12 +69,12 @@ def open_file(path: Path) -> dict[str, np.ndarray]:
         f"{path}: tensor {name!r} of shape {list(shapes[name])} and dtype {kinds[name]} has the "
         f"bytes {first} to {last}, which is not its size; the file is damaged."
       )
-    arrays[name] = data[start + first : start + last].view(dtype).reshape(shapes[name])
-  return arrays
+    places[name] = (path, dtype, start + first, shapes[name])
+  return Tensors(places)
 
 
-def open_directory(directory: Path) -> dict[str, np.ndarray]:
-  """{name: array} of a model's files: model.safetensors, or those that its index names.
+def open_directory(directory: Path) -> Tensors:
+  """The tensors of a model's files: model.safetensors, or those that its index names.
 
   Raises:
     ValueError: neither is there, a file or tensor of the index is missing, or a file is damaged.
@@ -72,14 +88,14 @@ def open_directory(directory: Path) -> dict[str, np.ndarray]:
     files = sorted(set(index.values()))
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f"{directory / INDEX} is no index of safetensors: {error!r}.") from None
-  tensors: dict[str, np.ndarray] = {}
+  places = {}
   for file in files:
     if not (directory / file).exists():
       raise ValueError(f"{directory / file} is missing, which {INDEX} names.")
-    tensors |= open_file(directory / file)
-  if absent := sorted(index.keys() - tensors.keys()):
+    places |= open_file(directory / file).places
+  if absent := sorted(index.keys() - places.keys()):
     raise ValueError(f"{directory}: {INDEX} names {absent[0]!r}, which no file holds.")
-  return tensors
+  return Tensors(places)
 
 
 def write_directory(

@@ -16,9 +16,10 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def import_model(source: Path, out: Path) -> None:
     params = hf.read_params(stored, config)
     if source.is_dir():
       ids = _random_ids(config)
-      _compare_with_transformers(source, ids, _logits(params, ids, config))
+      _compare_with_transformers(source, ids, lambda: _logits(params, ids, config))
     checkpoints = Checkpointer(folder / "checkpoints")
     checkpoints.save_weights(0, {MODEL: params}, {"source": source.name})
     checkpoints.close()
@@ -130,7 +131,7 @@ def export_run(
     del params
     written, params = hf.load(folder)
     _require_same("what was written, read back", _logits(params, ids, written), expected)
-    difference = _compare_with_transformers(folder, ids, expected)
+    difference = _compare_with_transformers(folder, ids, lambda: expected)
   peer = "not installed" if difference is None else f"{difference:.1e}"
   print(
     f"{out}: {described['architectures'][0]}, {_millions(config)}M parameters, {which} weights; "
@@ -302,9 +303,10 @@ def _require_same(what: str, logits: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _compare_with_transformers(
-  directory: Path, ids: np.ndarray, expected: np.ndarray
+  directory: Path, ids: np.ndarray, expected: Callable[[], np.ndarray]
 ) -> float | None:
   """The largest difference to what transformers computes, or None where it is not installed."""
+  os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the files are all here
   try:
     import torch
     import transformers
@@ -314,7 +316,7 @@ def _compare_with_transformers(
   model = transformers.AutoModelForCausalLM.from_pretrained(directory).float().eval()
   with torch.no_grad():
     logits = model(torch.from_numpy(ids).long()).logits.numpy()
-  return _require_same("transformers", logits, expected)
+  return _require_same("transformers", logits, expected())
 
 
 def main(argv: Sequence[str]) -> int:
