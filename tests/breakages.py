@@ -410,7 +410,7 @@ BREAKAGES = (
   ),
   Breakage(
     "hf-layer", "model/hf.py",
-    "part[... if tensor.layer is None else tensor.layer]", "part[... if tensor.layer is None else 0]",
+    "tensor.layer is None else tensor.layer] =", "tensor.layer is None else 0] =",
     "every layer is read into the first",
     "tests/test_hf.py::test_logits_are_those_of_transformers[smollm]",
   ),
