@@ -1,4 +1,4 @@
-"""Hugging Face models of the Llama, Mistral, Qwen2 and Qwen3 families as our config and parameters.
+"""Hugging Face models of the Llama, Mistral, Qwen2 and Qwen3 families as our parameters.
 
 SmolLM and SmolLM2 are of Llama's architecture, Qwen2.5 of Qwen2's. Logits of such a directory:
 
@@ -10,7 +10,6 @@ IDS.npy is an integer array (batch, length); OUT.npy becomes float32 (batch, len
 import argparse
 import dataclasses
 import functools
-import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,17 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.config import ComputeConfig, ModelConfig, RopeScaling
+from model.config import ComputeConfig, ModelConfig
+from model.hf_config import CONFIG, read_json, to_model
 from model.params import is_spec, param_specs
 from model.safetensors import open_directory
 from model.transformer import forward
-
-FAMILIES = {
-  "LlamaForCausalLM": "llama",
-  "MistralForCausalLM": "mistral",
-  "Qwen2ForCausalLM": "qwen2",
-  "Qwen3ForCausalLM": "qwen3",
-}
 
 # Every leaf of `param_specs`, by its path, and its tensors; {} is the layer.
 NAMES = {
@@ -53,7 +46,6 @@ NAMES = {
   "final_norm_D": "model.norm.weight",
   "unembedding_DV": "lm_head.weight",
 }
-LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 FP32 = ComputeConfig(
   dtype="float32",
@@ -151,7 +143,7 @@ def read_params(stored: Mapping[str, np.ndarray], config: ModelConfig) -> dict:
       "its architecture is not one that can be computed here."
     )
   specs = param_specs(config)
-  params = jax.tree.map(lambda spec: np.empty(spec.shape, np.float32), specs, is_leaf=is_spec)
+  params = jax.tree.map(lambda spec: _empty(spec.shape), specs, is_leaf=is_spec)
   leaves = _by_path(params)
   for tensor in wanted:
     array = stored[tensor.name]
@@ -163,6 +155,19 @@ def read_params(stored: Mapping[str, np.ndarray], config: ModelConfig) -> dict:
     part = leaves[tensor.path]
     part[... if tensor.layer is None else tensor.layer] = tensor.from_stored(array)
   return params
+
+
+def as_jax(params: dict) -> dict:
+  """As jax arrays: on the CPU what `read_params` made is not copied, so write to it no more."""
+  return jax.tree.map(lambda leaf: jax.device_put(leaf, may_alias=True), params)
+
+
+def _empty(shape: tuple[int, ...]) -> np.ndarray:
+  """An fp32 array at a multiple of 64 bytes, so that jax on the CPU takes it without a copy."""
+  size = 4 * math.prod(shape)
+  memory = np.empty(size + 64, np.uint8)
+  first = -memory.ctypes.data % 64
+  return memory[first : first + size].view(np.float32).reshape(shape)
 
 
 def _counts(name: str) -> bool:
@@ -177,187 +182,15 @@ def _by_path(tree: dict) -> dict[str, Any]:
   }
 
 
-def model_config(hf: Mapping[str, Any]) -> ModelConfig:
-  """The ModelConfig of a config.json; what that leaves out has the default of `transformers`.
-
-  Raises:
-    ValueError: an architecture, or a value in it, that is not supported; the message names it.
-  """
-  family = _family(hf)
-  for key, allowed in (
-    ("hidden_act", "silu"),
-    ("attention_bias", False),
-    ("mlp_bias", False),
-    ("partial_rotary_factor", 1.0),
-    ("quantization_config", None),
-  ):
-    if hf.get(key, allowed) != allowed:
-      raise ValueError(f"config.json: {key} is {hf[key]!r}; only {allowed!r} is supported.")
-  heads, width = _required(hf, "num_attention_heads"), _required(hf, "hidden_size")
-  theta, scaling = _rope(hf)
-  return ModelConfig(
-    vocab_size=_required(hf, "vocab_size"),
-    d_model=width,
-    num_layers=_required(hf, "num_hidden_layers"),
-    num_heads=heads,
-    num_kv_heads=hf.get("num_key_value_heads") or heads,
-    head_dim=hf.get("head_dim") or (128 if family == "qwen3" else width // heads),
-    d_ff=_required(hf, "intermediate_size"),
-    tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
-    qk_norm=family == "qwen3",
-    qkv_bias=family == "qwen2",
-    rope_theta=theta,
-    rope_scaling=scaling,
-    sliding_window=_sliding_window(hf, family),
-    attention_softcap=None,
-    logit_softcap=None,
-    norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
-    embed_init_std=float(hf.get("initializer_range", 0.02)),
-  )
-
-
-def _family(hf: Mapping[str, Any]) -> str:
-  named = hf.get("architectures") or [
-    name for name, kind in FAMILIES.items() if kind == hf.get("model_type")
-  ]
-  for architecture in named:
-    if architecture in FAMILIES:
-      return FAMILIES[architecture]
-  raise ValueError(
-    f"config.json: architecture {hf.get('architectures') or hf.get('model_type')} is unknown here; "
-    f"known are {', '.join(FAMILIES)}."
-  )
-
-
-def _required(hf: Mapping[str, Any], key: str) -> int:
-  value = hf.get(key)
-  if not isinstance(value, int) or value < 1:
-    raise ValueError(f"config.json: {key} is {value!r}; it must be a positive integer.")
-  return value
-
-
-def _rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-  """Theta and scaling; transformers 5 writes both into `rope_parameters`."""
-  scaling = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-  theta = float(scaling.get("rope_theta") or hf.get("rope_theta") or 10_000.0)
-  if (part := scaling.get("partial_rotary_factor", 1.0)) != 1.0:
-    raise ValueError(f"config.json: partial_rotary_factor is {part}; only 1.0 is supported.")
-  kind = scaling.get("rope_type") or scaling.get("type") or "default"
-  if kind == "default":
-    return theta, None
-  if kind != "llama3":
-    raise ValueError(f"config.json: RoPE scaling {kind!r} is not supported; 'llama3' is.")
-  for key in LLAMA3_KEYS:
-    if key not in scaling:
-      raise ValueError(f"config.json: RoPE scaling 'llama3' has no {key!r}.")
-  return theta, RopeScaling(
-    factor=float(scaling["factor"]),
-    low_freq_factor=float(scaling["low_freq_factor"]),
-    high_freq_factor=float(scaling["high_freq_factor"]),
-    original_max_positions=int(scaling["original_max_position_embeddings"]),
-  )
-
-
-def _sliding_window(hf: Mapping[str, Any], family: str) -> int | None:
-  """The window, where all layers have one; Qwen names the first layer that has."""
-  if family == "llama":
-    return None
-  window = hf.get("sliding_window", 4096)
-  if family == "mistral":
-    return window
-  layers = hf["num_hidden_layers"]
-  if not hf.get("use_sliding_window", False) or window is None:
-    return None
-  kinds = hf.get("layer_types") or [
-    "sliding_attention" if i >= hf.get("max_window_layers", 28) else "full_attention"
-    for i in range(layers)
-  ]
-  if len(set(kinds)) > 1:
-    raise ValueError(
-      "config.json: some layers have sliding windows and some have not (layer_types, "
-      "max_window_layers); all must have, or none."
-    )
-  return window if kinds[0] == "sliding_attention" else None
-
-
-def hf_config(config: ModelConfig, max_positions: int) -> dict[str, Any]:
-  """The config.json of the family that computes what `config` describes.
-
-  Args:
-    config: of the model.
-    max_positions: the longest row it was trained on.
-
-  Raises:
-    ValueError: none of the families computes that.
-  """
-  c = config
-  for name in ("attention_softcap", "logit_softcap"):
-    if getattr(c, name) is not None:
-      raise ValueError(f"model.{name}={getattr(c, name)}: no exported family has a soft cap.")
-  if c.qk_norm and c.qkv_bias:
-    raise ValueError("model.qk_norm and model.qkv_bias are both set: no exported family has both.")
-  window: dict[str, Any] = {}
-  if c.qk_norm or c.qkv_bias:
-    family = "qwen3" if c.qk_norm else "qwen2"
-    window = {"use_sliding_window": False, "sliding_window": None}
-    if c.sliding_window is not None:
-      window = {
-        "use_sliding_window": True,
-        "sliding_window": c.sliding_window,
-        "max_window_layers": 0,
-      }
-  elif c.sliding_window is not None:
-    family, window = "mistral", {"sliding_window": c.sliding_window}
-  else:
-    family = "llama"
-  scaling = c.rope_scaling and {
-    "rope_type": "llama3",
-    "factor": c.rope_scaling.factor,
-    "low_freq_factor": c.rope_scaling.low_freq_factor,
-    "high_freq_factor": c.rope_scaling.high_freq_factor,
-    "original_max_position_embeddings": c.rope_scaling.original_max_positions,
-  }
-  return {
-    "architectures": [name for name, kind in FAMILIES.items() if kind == family],
-    "model_type": family,
-    "vocab_size": c.vocab_size,
-    "hidden_size": c.d_model,
-    "num_hidden_layers": c.num_layers,
-    "num_attention_heads": c.num_heads,
-    "num_key_value_heads": c.num_kv_heads,
-    "head_dim": c.head_dim,
-    "intermediate_size": c.d_ff,
-    "hidden_act": "silu",
-    "tie_word_embeddings": c.tie_embeddings,
-    "rope_theta": c.rope_theta,
-    "rope_scaling": scaling,
-    "max_position_embeddings": max_positions,
-    "rms_norm_eps": c.norm_eps,
-    "initializer_range": c.embed_init_std,
-    "attention_bias": False,
-    "torch_dtype": "float32",
-    **window,
-  }
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-  """The config.json of a directory; raises ValueError where there is none, or it is no JSON."""
-  path = directory / "config.json"
-  try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise ValueError(f"{path} cannot be read: {error}.") from None
-
-
 def load(directory: Path) -> tuple[ModelConfig, dict]:
   """Config and fp32 parameters (numpy) of a directory; raises ValueError, see above."""
-  config = model_config(read_config(directory))
+  config = to_model(read_json(directory / CONFIG))
   return config, read_params(open_directory(directory), config)
 
 
 def logits(params: dict, ids_BL: np.ndarray, config: ModelConfig) -> Iterator[np.ndarray]:
   """fp32 logits [L,V] of each row of ids, computed in fp32 on the CPU or a GPU alike."""
-  params = jax.tree.map(jnp.asarray, params)
+  params = as_jax(params)
   with jax.default_matmul_precision("highest"):
     for row in np.asarray(ids_BL, np.int32):
       positions = np.arange(len(row), dtype=np.int32)[None]
@@ -387,7 +220,7 @@ def _write_logits(directory: Path, ids_path: Path, out: Path) -> None:
     ids = np.load(ids_path, allow_pickle=False)
   except (OSError, ValueError, EOFError) as error:
     raise ValueError(f"{ids_path} cannot be read as an array: {error}.") from None
-  config = model_config(read_config(directory))
+  config = to_model(read_json(directory / CONFIG))
   check_ids(ids, config)
   params = read_params(open_directory(directory), config)
   array = np.lib.format.open_memmap(out, "w+", np.float32, (*ids.shape, config.vocab_size))

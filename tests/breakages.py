@@ -421,7 +421,7 @@ BREAKAGES = (
     "tests/test_hf.py::test_missing_misshapen_and_unknown_tensors_are_named",
   ),
   Breakage(
-    "hf-mixed-windows", "model/hf.py",
+    "hf-mixed-windows", "model/hf_config.py",
     "if len(set(kinds)) > 1:", "if not kinds:",
     "layers without a window get that of the others",
     "tests/test_hf.py::test_what_cannot_be_computed_is_refused",

@@ -15,7 +15,7 @@ import tokenizers
 
 from configs import continued
 from data import tokenizer as tokenizer_files
-from model import hf
+from model import hf, hf_config
 from model.params import map_specs, param_specs
 from model.safetensors import open_directory
 from model.sharding import make_mesh
@@ -62,7 +62,7 @@ def published(folder, **changes):
   config = model_config(vocab_size=320, **changes)
   folder.mkdir()
   params = numpy_params(param_specs(config), 0)
-  described = hf.hf_config(config, 64)
+  described = hf_config.from_model(config, 64)
   (folder / "config.json").write_text(json.dumps(described))
   export.safetensors.write_directory(
     folder, hf.stored_shapes(config), hf.stored_tensors(params, config), 10_000
@@ -87,8 +87,8 @@ def test_a_model_comes_in_and_goes_out_the_same(tmp_path, capsys):
   for name in (*companions, "tokenizer.json", "chat_template.jinja"):
     ours, theirs = (tmp_path / folder / name for folder in ("out", "source"))
     assert ours.read_text() == theirs.read_text()
-  described = hf.read_config(tmp_path / "out")
-  assert hf.model_config(described) == config
+  described = hf_config.read_json(tmp_path / "out" / "config.json")
+  assert hf_config.to_model(described) == config
   assert described["eos_token_id"] == 0 and described["max_position_embeddings"] == 64
   assert not list(tmp_path.glob(".*partial"))
 
@@ -178,7 +178,7 @@ def test_bad_input_is_one_message_and_leaves_nothing(tmp_path, capsys):
   source = tmp_path / "source"
   published(source)
   assert "no-such" in refused("import", tmp_path / "no-such", tmp_path, capsys)
-  assert "no run's folder" in refused("export", tmp_path / "no-such", tmp_path, capsys)
+  assert "config.json cannot be read" in refused("export", tmp_path / "no-such", tmp_path, capsys)
   assert "no section `model`" in refused("export", source, tmp_path, capsys)
   assert "no GGUF file" in refused("import", _file(tmp_path / "a.gguf", b"GG"), tmp_path, capsys)
 

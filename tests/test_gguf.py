@@ -8,7 +8,8 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from data import embedded
-from model import hf
+from model import hf, hf_config
+from model.config import RopeScaling
 from model.safetensors import open_directory
 from tests.fixtures import make_hf
 from tests.test_hf import check_logits, fixture
@@ -49,8 +50,8 @@ def neighbours(array, heads):
 
 def write(path, name, kinds=None, extra=None, add=None, architecture=None, theta=None):
   """A fixture's model as llama.cpp would store it; `kinds` are of tensors that are quantized."""
-  described = hf.read_config(make_hf.FIXTURES / name)
-  config = hf.model_config(described)
+  described = hf_config.read_json(make_hf.FIXTURES / name / "config.json")
+  config = hf_config.to_model(described)
   family = "llama" if described["model_type"] == "mistral" else described["model_type"]
   writer = gguf.GGUFWriter(path, architecture or family)
   writer.add_embedding_length(config.d_model)
@@ -88,7 +89,7 @@ def write(path, name, kinds=None, extra=None, add=None, architecture=None, theta
 def test_a_model_is_read_as_it_was(tmp_path, name):
   file = File(write(tmp_path / "model.gguf", name))
   config, params = hf.load(make_hf.FIXTURES / name)
-  assert hf.model_config(file.config) == config
+  assert hf_config.to_model(file.config) == config
   expected = dict(hf.stored_tensors(params, config))
   assert set(file) == set(expected) and len(file) == len(expected)
   for key, array in expected.items():
@@ -142,8 +143,8 @@ def llama3_factors(head_dim, theta, factor):
 def test_llama3_scaling_is_recognized_by_its_factors(tmp_path):
   factors = llama3_factors(8, 5e5, 32.0)
   path = write(tmp_path / "a.gguf", "llama", add={ROPE_FACTORS: factors}, theta=5e5)
-  scaling = hf.model_config(File(path).config).rope_scaling
-  assert scaling == hf.RopeScaling(32.0, 1.0, 4.0, 8192)
+  scaling = hf_config.to_model(File(path).config).rope_scaling
+  assert scaling == RopeScaling(32.0, 1.0, 4.0, 8192)
   path = write(tmp_path / "b.gguf", "llama", add={ROPE_FACTORS: factors[::-1]}, theta=5e5)
   with pytest.raises(ValueError, match="holds other factors than Llama 3's"):
     File(path)
@@ -230,5 +231,5 @@ def test_another_kind_of_tokenizer_is_refused(tmp_path):
 def test_logits_of_a_model_are_those_of_transformers(tmp_path):
   """Through llama.cpp's order of rotated pairs and back."""
   file = File(write(tmp_path / "model.gguf", "smollm"))
-  config = hf.model_config(file.config)
+  config = hf_config.to_model(file.config)
   check_logits(config, hf.read_params(file, config), *fixture("smollm"))

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from model import hf
+from model import hf, hf_config
+from model.config import RopeScaling
 from model.params import is_spec, param_specs
 from model.safetensors import open_directory
 from model.transformer import forward
@@ -62,7 +63,7 @@ def test_what_came_in_goes_out_the_same(name):
     {"qk_norm": False, "qkv_bias": True, "tie_embeddings": True},
     {"qk_norm": False, "qkv_bias": True, "sliding_window": 7},
     {"qk_norm": True, "sliding_window": 7},
-    {"qk_norm": True, "rope_scaling": hf.RopeScaling(8.0, 1.0, 4.0, 16)},
+    {"qk_norm": True, "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 16)},
   ],
 )
 def test_every_leaf_is_mapped_once_and_every_config_comes_back(changes):
@@ -72,8 +73,8 @@ def test_every_leaf_is_mapped_once_and_every_config_comes_back(changes):
   assert len({tensor.name for tensor in tensors}) == len(tensors)
   assert len({(tensor.path, tensor.layer) for tensor in tensors}) == len(tensors)
   assert sum(np.prod(tensor.shape) for tensor in tensors) == sum(spec.size for spec in specs)
-  described = json.loads(json.dumps(hf.hf_config(config, 64)))
-  assert hf.model_config(described) == config
+  described = json.loads(json.dumps(hf_config.from_model(config, 64)))
+  assert hf_config.to_model(described) == config
   params = numpy_params(param_specs(config), 0)
   again = hf.read_params(dict(hf.stored_tensors(params, config)), config)
   jax.tree.map(np.testing.assert_array_equal, params, again)
@@ -85,15 +86,15 @@ def test_names_have_no_leaf_that_no_model_has():
 
 
 def test_configs_of_both_generations_of_transformers_read_the_same():
-  new = hf.read_config(make_hf.FIXTURES / "llama")
+  new = hf_config.read_json(make_hf.FIXTURES / "llama" / "config.json")
   old = {key: value for key, value in new.items() if key != "rope_parameters"}
   rope = dict(new["rope_parameters"])
   old["rope_theta"] = rope.pop("rope_theta")
-  assert hf.model_config(old | {"rope_scaling": rope}) == hf.model_config(new)
+  assert hf_config.to_model(old | {"rope_scaling": rope}) == hf_config.to_model(new)
   # Llama 1 and 2 leave these out.
   short = {k: v for k, v in old.items() if k not in ("head_dim", "num_key_value_heads")}
-  assert hf.model_config(short).num_kv_heads == hf.model_config(short).num_heads == 4
-  assert hf.model_config(short).head_dim == 8
+  assert hf_config.to_model(short).num_kv_heads == hf_config.to_model(short).num_heads == 4
+  assert hf_config.to_model(short).head_dim == 8
 
 
 @pytest.mark.parametrize(
@@ -116,9 +117,9 @@ def test_configs_of_both_generations_of_transformers_read_the_same():
   ],
 )
 def test_what_cannot_be_computed_is_refused(changes, message):
-  described = hf.read_config(make_hf.FIXTURES / "llama") | changes
+  described = hf_config.read_json(make_hf.FIXTURES / "llama" / "config.json") | changes
   with pytest.raises(ValueError, match=message):
-    hf.model_config(described)
+    hf_config.to_model(described)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_what_cannot_be_computed_is_refused(changes, message):
 )
 def test_what_no_family_computes_is_not_exported(changes, message):
   with pytest.raises(ValueError, match=message):
-    hf.hf_config(model_config(**changes), 64)
+    hf_config.from_model(model_config(**changes), 64)
 
 
 def test_missing_misshapen_and_unknown_tensors_are_named():

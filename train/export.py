@@ -30,7 +30,7 @@ from tokenizers import processors
 
 from data import tokenizer as tokenizer_files
 from data.config import parse
-from model import hf, safetensors
+from model import hf, hf_config, safetensors
 from model.config import ModelConfig
 from model.params import count, map_specs, param_specs
 from train.checkpoint import Checkpointer
@@ -74,17 +74,17 @@ def import_model(source: Path, out: Path) -> None:
       described = stored.config
       stored.write_tokenizer(side)
     else:
-      described = hf.read_config(source)
+      described = hf_config.read_json(source / "config.json")
       stored = safetensors.open_directory(source)
       _copy_side_files(source, side)
-    config = hf.model_config(described)
+    config = hf_config.to_model(described)
     data = _tokenizer_section(side, described, config, out)
     params = hf.read_params(stored, config)
     if source.is_dir():
       ids = _random_ids(config)
       _compare_with_transformers(source, ids, lambda: _logits(params, ids, config))
     checkpoints = Checkpointer(folder / "checkpoints")
-    checkpoints.save_weights(0, {MODEL: params}, {"source": source.name})
+    checkpoints.save_weights(0, {MODEL: hf.as_jax(params)}, {"source": source.name})
     checkpoints.close()
     model = dataclasses.asdict(config)
     write_config(folder, {"stage": "import", "model": model, "data": data})
@@ -117,9 +117,12 @@ def export_run(
   if which is None:
     which = "average" if recipe.get("average", {}).get("fraction") else "raw"
   data = recipe.get("data", {})
-  described = hf.hf_config(config, data.get("seq_len", 0))
+  described = hf_config.from_model(config, data.get("seq_len", 0))
   specs = param_specs(config)
-  abstract = map_specs(lambda spec: jax.ShapeDtypeStruct(spec.shape, np.float32), specs)
+  cpu = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+  abstract = map_specs(
+    lambda spec: jax.ShapeDtypeStruct(spec.shape, np.float32, sharding=cpu), specs
+  )
   params = Checkpointer(run / "checkpoints").restore_weights({MODEL: abstract}, step, which)[MODEL]
   ids = _random_ids(config)
   expected = _logits(params, ids, config)
@@ -155,10 +158,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
 
 
 def _read_recipe(run: Path) -> dict[str, Any]:
-  try:
-    recipe = json.loads((run / CONFIG).read_text())
-  except (OSError, ValueError) as error:
-    raise ValueError(f"{run} is no run's folder: {error}.") from None
+  recipe = hf_config.read_json(run / CONFIG)
   if "model" not in recipe:
     raise ValueError(f"{run / CONFIG} has no section `model`; name the folder of a run.")
   return recipe
@@ -195,7 +195,7 @@ def _tokenizer_section(
 def _end_of_text(side: Path, file: str, described: dict[str, Any]) -> str:
   """The name of the token that ends a text, by the tokenizer's config or else the model's."""
   path = side / "tokenizer_config.json"
-  named = json.loads(path.read_text()).get("eos_token") if path.exists() else None
+  named = hf_config.read_json(path).get("eos_token") if path.exists() else None
   if named is not None:
     return named["content"] if isinstance(named, dict) else named
   index = described.get("eos_token_id")
@@ -235,7 +235,7 @@ def _write_tokenizer(
   _copy_side_files(path.parent, out)
   ids = {"bos_token_id": found.eot, "eos_token_id": found.eot}
   if (out / "tokenizer_config.json").exists():
-    names = json.loads((out / "tokenizer_config.json").read_text())
+    names = hf_config.read_json(out / "tokenizer_config.json")
     ids = _special_ids(names, out) or ids
   else:
     _describe_own_tokenizer(path, data, found.eot, out)

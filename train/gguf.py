@@ -114,6 +114,7 @@ class File(Mapping[str, np.ndarray]):
     heads, theta = self._field("attention.head_count"), self._field("rope.freq_base", 10_000.0)
     width = self._field("embedding_length")
     head_dim = self._field("attention.key_length") or self._field("rope.dimension_count")
+    head_dim = head_dim or (width // heads if width and heads else 0)
     return {
       "architectures": [ARCHITECTURES[self._architecture]],
       "vocab_size": int(embedding.shape[1]),
@@ -121,7 +122,7 @@ class File(Mapping[str, np.ndarray]):
       "num_hidden_layers": self._field("block_count"),
       "num_attention_heads": heads,
       "num_key_value_heads": self._field("attention.head_count_kv", heads),
-      "head_dim": head_dim or (width // heads if width and heads else None),
+      "head_dim": head_dim,
       "intermediate_size": self._field("feed_forward_length"),
       "tie_word_embeddings": "lm_head.weight" not in self._tensors,
       # Stored in fp32: 1e-5 reads as 9.999999747378752e-06.
