@@ -25,31 +25,17 @@ from typing import Any
 
 import jax
 import numpy as np
-import tokenizers
-from tokenizers import processors
 
-from data import tokenizer as tokenizer_files
 from data.config import parse
 from model import hf, hf_config, safetensors
 from model.config import ModelConfig
 from model.params import count, map_specs, param_specs
+from train import hf_tokenizer
 from train.checkpoint import Checkpointer
 from train.gguf import File
 from train.workdir import CONFIG, write_config
 
 MODEL = "model"
-TOKENIZERS = ("tokenizer.json", "tokenizer.model")
-# What travels beside the weights, in a run's folder under tokenizer/.
-SIDE_FILES = (
-  *TOKENIZERS,
-  "tokenizer_config.json",
-  "special_tokens_map.json",
-  "added_tokens.json",
-  "vocab.json",
-  "merges.txt",
-  "generation_config.json",
-  "chat_template.jinja",
-)
 # What rounding in fp32 makes: SmolLM2's largest logit is 40, and transformers' own differ by 6e-5
 # from those in fp64.
 ABSOLUTE, RELATIVE = 1e-4, 1e-5
@@ -76,9 +62,9 @@ def import_model(source: Path, out: Path) -> None:
     else:
       described = hf_config.read_json(source / "config.json")
       stored = safetensors.open_directory(source)
-      _copy_side_files(source, side)
+      hf_tokenizer.copy_beside(source, side)
     config = hf_config.to_model(described)
-    data = _tokenizer_section(side, described, config, out)
+    data = hf_tokenizer.data_section(side, described, config, out)
     params = hf.read_params(stored, config)
     if source.is_dir():
       ids = _random_ids(config)
@@ -127,7 +113,7 @@ def export_run(
   ids = _random_ids(config)
   expected = _logits(params, ids, config)
   with _new_folder(out) as folder:
-    described |= _write_tokenizer(run, recipe, config, folder)
+    described |= hf_tokenizer.write(run, recipe, config, folder)
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
     shapes = hf.stored_shapes(config)
     safetensors.write_directory(folder, shapes, hf.stored_tensors(params, config), shard_bytes)
@@ -166,118 +152,6 @@ def _read_recipe(run: Path) -> dict[str, Any]:
 
 def _millions(config: ModelConfig) -> str:
   return f"{count(param_specs(config)) / 1e6:.1f}"
-
-
-# The tokenizer and what else travels beside the weights.
-
-
-def _copy_side_files(source: Path, folder: Path) -> None:
-  for name in SIDE_FILES:
-    if (source / name).is_file():
-      shutil.copyfile(source / name, folder / name)
-
-
-def _tokenizer_section(
-  side: Path, described: dict[str, Any], config: ModelConfig, out: Path
-) -> dict[str, Any]:
-  """The recipe's section `data` of an imported model: tokenizer, its end of text, longest row."""
-  section: dict[str, Any] = {"seq_len": described.get("max_position_embeddings") or 0}
-  file = next((name for name in TOKENIZERS if (side / name).exists()), None)
-  if file is None:
-    return section
-  section["tokenizer"] = str(out / "tokenizer" / file)
-  section["eot"] = _end_of_text(side, file, described)
-  found = tokenizer_files.load(str(side / file), section["eot"])
-  _check_fits(found, config)
-  return section
-
-
-def _end_of_text(side: Path, file: str, described: dict[str, Any]) -> str:
-  """The name of the token that ends a text, by the tokenizer's config or else the model's."""
-  path = side / "tokenizer_config.json"
-  named = hf_config.read_json(path).get("eos_token") if path.exists() else None
-  if named is not None:
-    return named["content"] if isinstance(named, dict) else named
-  index = described.get("eos_token_id")
-  index = index[0] if isinstance(index, list) else index
-  if file == "tokenizer.json" and index is not None:
-    name = tokenizers.Tokenizer.from_file(str(side / file)).id_to_token(index)
-    if name is not None:
-      return name
-  if file == "tokenizer.model":
-    return "</s>"
-  raise ValueError(
-    "neither tokenizer_config.json (eos_token) nor config.json (eos_token_id) names the token that "
-    "ends a text; add it to one of them."
-  )
-
-
-def _check_fits(tokenizer: tokenizer_files.Tokenizer, config: ModelConfig) -> None:
-  if tokenizer.vocab_size > config.vocab_size:
-    raise ValueError(
-      f"the tokenizer has {tokenizer.vocab_size} ids and the model's vocabulary "
-      f"{config.vocab_size}; the files do not belong together."
-    )
-
-
-def _write_tokenizer(
-  run: Path, recipe: dict[str, Any], config: ModelConfig, out: Path
-) -> dict[str, Any]:
-  """Writes the tokenizer's files and the generation config; returns their part of config.json."""
-  data = recipe.get("data", {})
-  if "tokenizer" not in data:
-    return {}
-  path = run / "tokenizer" / "tokenizer.json"
-  if not path.exists() and data["tokenizer"] != "train":
-    path = Path(data["tokenizer"])
-  found = tokenizer_files.load(str(path), data["eot"])
-  _check_fits(found, config)
-  _copy_side_files(path.parent, out)
-  ids = {"bos_token_id": found.eot, "eos_token_id": found.eot}
-  if (out / "tokenizer_config.json").exists():
-    names = hf_config.read_json(out / "tokenizer_config.json")
-    ids = _special_ids(names, out) or ids
-  else:
-    _describe_own_tokenizer(path, data, found.eot, out)
-  if not (out / "generation_config.json").exists():
-    sample = recipe.get("sample", {})
-    chosen = {key: sample[key] for key in ("temperature", "top_p") if key in sample}
-    generation = ids | ({"do_sample": True} | chosen if chosen.get("temperature") else {})
-    (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-  return ids
-
-
-def _special_ids(names: dict[str, Any], folder: Path) -> dict[str, int]:
-  if not (folder / "tokenizer.json").exists():
-    return {}
-  file = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-  ids = {}
-  for role in ("bos", "eos", "pad"):
-    name = names.get(f"{role}_token")
-    index = file.token_to_id(name["content"] if isinstance(name, dict) else name) if name else None
-    if index is not None:
-      ids[f"{role}_token_id"] = index
-  return ids
-
-
-def _describe_own_tokenizer(path: Path, data: dict[str, Any], eot: int, out: Path) -> None:
-  """tokenizer_config.json, and a tokenizer.json that begins a text as every document began."""
-  name = data["eot"]
-  if path.suffix == ".json":
-    tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    if tokenizer.post_processor is None:
-      tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{name} $A", pair=f"{name} $A {name} $B", special_tokens=[(name, eot)]
-      )
-    tokenizer.save(str(out / "tokenizer.json"))
-  described = {
-    "tokenizer_class": "PreTrainedTokenizerFast",
-    "bos_token": name,
-    "eos_token": name,
-    "model_max_length": data["seq_len"],
-    "clean_up_tokenization_spaces": False,
-  }
-  (out / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n")
 
 
 # Reading back.
