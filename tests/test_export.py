@@ -212,6 +212,8 @@ def test_training_begins_with_given_weights_and_goes_on_with_its_own(tmp_path, m
   config, state = make_run(tmp_path / "first")
   recipe = tiny.get_config()
   recipe.train.init_from = str(tmp_path / "first")
+  nowhere = recipe.copy_and_resolve_references()
+  nowhere.train.init_from = "nowhere"
   parsed = parse_config(recipe.to_dict())
   mesh = make_mesh(parsed.mesh, jax.devices()[:2])
   stage = loop.Stage(
@@ -220,9 +222,12 @@ def test_training_begins_with_given_weights_and_goes_on_with_its_own(tmp_path, m
   optimizer = make_optimizer(parsed.optimizer, parsed.train.steps, stage.specs)
   abstract = loop.abstract_train_state(stage, parsed, optimizer, mesh)
 
-  def begin():
+  def begin(config=parsed):
     checkpoints = loop.open_checkpoints(parsed, tmp_path / "second")
-    return checkpoints, loop.restore_or_init(checkpoints, stage, parsed, optimizer, abstract)
+    return checkpoints, loop.restore_or_init(checkpoints, stage, config, optimizer, abstract)
+
+  with pytest.raises(ValueError, match=r"train\.init_from='nowhere' holds no checkpoints"):
+    begin(parse_config(nowhere.to_dict()))
 
   checkpoints, (begun, extra) = begin()
   jax.tree.map(np.testing.assert_array_equal, begun.params, state["params"])

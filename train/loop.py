@@ -205,6 +205,11 @@ def restore_or_init(
   state = make()
   if config.train.init_from is not None:
     source = Checkpointer(Path(config.train.init_from) / "checkpoints")
+    if not source.steps():
+      raise ValueError(
+        f"train.init_from={config.train.init_from!r} holds no checkpoints; name the folder of a "
+        "run, or of an imported model."
+      )
     state = state.replace(params=source.restore_weights({MODEL: abstract.params})[MODEL])
   return state, {"cursors": None, "tokens": 0.0}
 
