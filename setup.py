@@ -23,14 +23,18 @@ REQUIRED = [
 EXTRAS = {
   # Releases of ruff format differently, so it is the one that a test holds the code to.
   "test": [
+    "gguf>=0.17.0",
     "hypothesis>=6.100.0",
     "matplotlib>=3.9.0",
     "pytest>=8.3.0",
     "ruff==0.17.6",
+    "safetensors>=0.5.0",
     "setuptools>=65.5.0",
   ],
-  # What tests compare with, on the CPU.
-  "peers": ["torch==2.13.0", "transformers>=4.50.0"],
+  # To import GGUF files.
+  "gguf": ["gguf>=0.17.0"],
+  # What tests compare with, on the CPU; transformers reads GGUF with accelerate.
+  "peers": ["accelerate>=1.0.0", "torch==2.13.0", "transformers>=4.50.0"],
   "cuda12": ["jax[cuda12]>=0.10.2"],
   # To compile for a GPU without one: the plugin of jax's own version, ptxas and cuDNN's headers,
   # without the rest of CUDA.

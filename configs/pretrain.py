@@ -78,7 +78,13 @@ def get_config() -> ConfigDict:
       },
       "loss_scale": {"dynamic": True, "initial": 65_536.0, "period": 2_000, "hysteresis": 2},
       "loss": {"z_loss": 1e-4},  # ours: PaLM's
-      "train": {"steps": 25_000, "microbatches": 16, "max_skipped": 50, "xla_options": {}},
+      "train": {
+        "steps": 25_000,
+        "microbatches": 16,
+        "max_skipped": 50,
+        "init_from": placeholder(str),
+        "xla_options": {},
+      },
       "average": {"fraction": 0.1, "every": 1_000},
       "checkpoint": {"every": 1_000, "keep_last": 3, "keep_every": 10_000, "verify": True},
       "eval": {"every": 1_000, "batch_size": 64, "stride": 4_096, "files": placeholder(str)},

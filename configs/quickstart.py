@@ -3,8 +3,8 @@
     python -m train.main --config configs/quickstart.py
 
 Expected: 1.973 held-out bits per byte, with averaged or raw weights (seed 0, Python 3.11, jax
-0.10.2), in 2 min 25 s on two idle cores of an AMD EPYC, from an empty workdir, the tokenizer and all
-else included (245 CPU-seconds). `docs/experiments.md` says what else was tried.
+0.10.2), in 2 min 25 s on two idle cores of an AMD EPYC, from an empty workdir, the tokenizer and
+all else included (245 CPU-seconds). `docs/experiments.md` says what else was tried.
 """
 
 from ml_collections import ConfigDict

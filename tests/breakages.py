@@ -401,4 +401,53 @@ BREAKAGES = (
     "tests/test_monitor.py::"
     "test_communication_is_the_union_of_collectives_and_exposed_where_nothing_computes",
   ),
+  # Models of others, in and out.
+  Breakage(
+    "hf-linear", "model/hf.py",
+    "(x.T if self._is_linear else x)", "x",
+    "the matrices of a linear map are read as if their inputs came first",
+    "tests/test_hf.py::test_logits_are_those_of_transformers[smollm]",
+  ),
+  Breakage(
+    "hf-layer", "model/hf.py",
+    "tensor.layer is None else tensor.layer] =", "tensor.layer is None else 0] =",
+    "every layer is read into the first",
+    "tests/test_hf.py::test_logits_are_those_of_transformers[smollm]",
+  ),
+  Breakage(
+    "hf-unknown-tensor", "model/hf.py",
+    "if _counts(name))", "if not name)",
+    "a bias that is not computed here is passed over",
+    "tests/test_hf.py::test_missing_misshapen_and_unknown_tensors_are_named",
+  ),
+  Breakage(
+    "hf-mixed-windows", "model/hf_config.py",
+    "if len(set(kinds)) > 1:", "if not kinds:",
+    "layers without a window get that of the others",
+    "tests/test_hf.py::test_what_cannot_be_computed_is_refused",
+  ),
+  Breakage(
+    "gguf-rotation", "train/gguf.py",
+    "return pairs.swapaxes(1, 2).reshape(array.shape)", "return pairs.reshape(array.shape)",
+    "neighbours of llama.cpp's order are rotated as halves",
+    "tests/test_gguf.py::test_logits_of_a_model_are_those_of_transformers",
+  ),
+  Breakage(
+    "truncated-weights", "model/safetensors.py",
+    "if end != size:", "if end < size:",
+    "the end of a file is missing and nobody says so",
+    "tests/test_safetensors.py::test_a_truncated_file_is_named",
+  ),
+  Breakage(
+    "export-read-back", "train/export.py",
+    "if not difference <= max(ABSOLUTE, RELATIVE * largest):", "if difference > largest:",
+    "an export with other logits is finished",
+    "tests/test_export.py::test_other_logits_are_no_export",
+  ),
+  Breakage(
+    "init-from", "train/loop.py",
+    "state = state.replace(params=source", "state.replace(params=source",
+    "the given weights are read and random ones trained",
+    "tests/test_export.py::test_training_begins_with_given_weights_and_goes_on_with_its_own",
+  ),
 )  # fmt: skip

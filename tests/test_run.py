@@ -29,11 +29,12 @@ def compiled_once(tmp_path_factory):
   """The runs of this file compile the same few programs; each is compiled once."""
   folder = str(tmp_path_factory.mktemp("compiled"))
   settings = {
+    "jax_disable_most_optimizations": False,
     "jax_compilation_cache_dir": folder,
     "jax_persistent_cache_min_compile_time_secs": 0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
   }
-  before = {name: getattr(jax.config, name) for name in settings}
+  before = {name: jax.config.values[name] for name in settings}
   for name, value in settings.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)

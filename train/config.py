@@ -14,14 +14,21 @@ from train.step import AverageConfig
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  """`max_skipped` non-finite steps in a row end the run as diverged.
+  """How long, from which weights, and how the step is compiled.
 
-  `xla_options` are XLA's own for compiling the step, by their names without dashes in front.
+  Attributes:
+    steps: batches.
+    microbatches: parts of a batch whose gradients are added up.
+    max_skipped: so many non-finite steps in a row end the run as diverged.
+    init_from: the folder of a run, or of an imported model, with whose newest weights the first
+      step begins; None for random ones.
+    xla_options: XLA's own for compiling the step, by their names without dashes in front.
   """
 
   steps: int
   microbatches: int
   max_skipped: int
+  init_from: str | None
   xla_options: dict[str, Any]
 
   def __post_init__(self):

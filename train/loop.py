@@ -76,7 +76,7 @@ def train(
   checkpoints = open_checkpoints(config, workdir)
   try:
     with ledger("checkpoint"):
-      state, extra = restore_or_init(checkpoints, stage, config, optimizer, abstract)
+      state, extra = restore_or_init(checkpoints, stage.specs, config, optimizer, abstract)
     start = int(state.step)
     recorder.start(start, extra["tokens"])
     loader = stage.make_loader(extra["cursors"])
@@ -206,20 +206,30 @@ def open_checkpoints(config: PretrainConfig, workdir: Path) -> Checkpointer:
 
 def restore_or_init(
   checkpoints: Checkpointer,
-  stage: Stage,
+  specs: dict,
   config: PretrainConfig,
   optimizer: optax.GradientTransformation,
   abstract: TrainState,
 ) -> tuple[TrainState, dict]:
-  """The state, cursors and token count of the newest checkpoint, or of a new run."""
+  """The state, cursors and token count of the newest checkpoint, or of a new run.
+
+  A new run has random weights, or those of `train.init_from`.
+  """
   if checkpoints.latest() is not None:
     _, trees, extra = checkpoints.restore({MODEL: abstract})
     return trees[MODEL], extra
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  make = jax.jit(
-    functools.partial(_initial, stage.specs, config, optimizer), out_shardings=shardings
-  )
-  return make(), {"cursors": None, "tokens": 0.0}
+  make = jax.jit(functools.partial(_initial, specs, config, optimizer), out_shardings=shardings)
+  state = make()
+  if config.train.init_from is not None:
+    source = Checkpointer(Path(config.train.init_from) / "checkpoints")
+    if not source.steps():
+      raise ValueError(
+        f"train.init_from={config.train.init_from!r} holds no checkpoints; name the folder of a "
+        "run, or of an imported model."
+      )
+    state = state.replace(params=source.restore_weights({MODEL: abstract.params})[MODEL])
+  return state, {"cursors": None, "tokens": 0.0}
 
 
 def to_global(rows: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
