@@ -48,7 +48,7 @@ EXTRAS = {
 setuptools.setup(
   name="straits",
   version="0.1.0",
-  description="A JAX training stack: from raw text to an aligned, evaluated language model.",
+  description="A JAX training stack for decoder language models, from raw text to sampled text.",
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=["configs", "data", "model", "train"],

@@ -119,7 +119,10 @@ def _payloads(fs, path: str) -> Iterator[tuple[int, int, bytes]]:
 def _text(path: str, payload: bytes) -> str:
   if not path.endswith(_JSONL_SUFFIXES):
     return payload.decode("utf-8")
-  record = json.loads(payload)
+  try:
+    record = json.loads(payload)
+  except RecursionError:
+    raise ValueError("JSON nested too deeply") from None
   if not isinstance(record, dict) or not isinstance(record.get("text"), str):
     raise ValueError("no JSON object with a string in the key `text`")
   record["text"].encode("utf-8")  # JSON can spell half a surrogate pair, which is no text

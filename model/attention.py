@@ -26,11 +26,11 @@ from model.attention_chunked import chunked_attention
 from model.attention_cudnn import HOPPER, cudnn_attention, cudnn_refusal
 from model.attention_pallas import pallas_attention, pallas_refusal
 from model.attention_reference import causal_segment_mask, masked_attention, xla_attention
+from model.config import ATTENTION_IMPLEMENTATIONS
 from model.sharding import BATCH_AXES
 
 __all__ = ["attention", "causal_segment_mask", "masked_attention"]
 
-IMPLEMENTATIONS = ("auto", "xla", "chunked", "pallas", "cudnn")
 # Queries of a chunk: blocks that stay in a core's cache, blocks that outlast a GPU kernel's launch.
 CHUNK = {"cpu": 64, "gpu": 512}
 
@@ -126,9 +126,10 @@ def _device(mesh) -> tuple[str, float]:
 
 
 def _check(q_BLNK, k_BLGK, v_BLGK, segment_ids_BL, implementation):
-  if implementation not in IMPLEMENTATIONS:
+  if implementation not in ATTENTION_IMPLEMENTATIONS:
     raise ValueError(
-      f"attention implementation is {implementation!r}; choose one of {', '.join(IMPLEMENTATIONS)}."
+      f"attention implementation is {implementation!r}; choose one of "
+      f"{', '.join(ATTENTION_IMPLEMENTATIONS)}."
     )
   B, L, N, K = q_BLNK.shape
   G = k_BLGK.shape[2]

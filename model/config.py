@@ -76,6 +76,9 @@ class ModelConfig:
       )
     if self.head_dim < 2 or self.head_dim % 2:
       raise ValueError(f"model.head_dim is {self.head_dim}; RoPE rotates pairs, so make it even.")
+    for name in ("rope_theta", "norm_eps", "embed_init_std"):
+      if not getattr(self, name) > 0:
+        raise ValueError(f"model.{name} is {getattr(self, name)}; it must be positive.")
     for name in ("sliding_window", "attention_softcap", "logit_softcap"):
       value = getattr(self, name)
       if value is not None and value <= 0:

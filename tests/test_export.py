@@ -234,6 +234,7 @@ def test_training_begins_with_given_weights_and_goes_on_with_its_own(tmp_path, m
   assert all(leaf.sharding == jax.tree.leaves(abstract.params)[i].sharding
              for i, leaf in enumerate(leaves))  # fmt: skip
   later = begun.replace(params=jax.tree.map(lambda x: x + 1, begun.params))
+  extra["average_window"] = loop.average_window(parsed)
   checkpoints.save(4, {loop.MODEL: later}, extra, wait=True)
   checkpoints.close()
   checkpoints, (restored, _) = begin()

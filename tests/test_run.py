@@ -134,6 +134,10 @@ def test_an_allowed_difference_continues(straight, config, tmp_path):
   assert main.run(config.to_dict(), workdir, allow=["train"]) == main.DONE
   assert resumed(workdir) == [24]
   assert sorted(losses(workdir)) == list(range(1, 27))
+  # The mean is of the new window's snapshots since: of step 26 alone, so it is the raw weights.
+  final = [line for line in read(workdir / "metrics.jsonl") if line["kind"] == "eval"][-2:]
+  assert {line["step"] for line in final} == {26}
+  assert final[0]["loss"] == final[1]["loss"]
   changes = [line for line in read(workdir / "metrics.jsonl") if line["kind"] == "config"]
   assert [(c["key"], c["old"], c["new"]) for c in changes] == [("train.steps", 24, 26)]
 
@@ -149,6 +153,10 @@ def test_an_allowed_difference_continues(straight, config, tmp_path):
     ("model.vocab_size", 300, "Raise model.vocab_size"),
     ("data.sources.docs.path", "nowhere/*.jsonl", "matches no file"),
     ("stage", "dance", "stage is 'dance'"),
+    ("log.every", 0, "log.every is 0"),
+    ("sample.prompts", (), "sample.prompts is ()"),
+    ("seed", -1, "seed is -1"),
+    ("model.norm_eps", -1.0, "model.norm_eps is -1.0"),
   ],
 )
 def test_bad_input_is_one_clear_message(config, tmp_path, capsys, key, value, message):
@@ -162,6 +170,27 @@ def test_bad_input_is_one_clear_message(config, tmp_path, capsys, key, value, me
   error = capsys.readouterr().err
   assert message in error and error.startswith("error: ") and "Traceback" not in error
   assert not (tmp_path / "config.json").exists()  # a corrected config starts in the same folder
+
+
+def test_fewer_steps_than_were_trained_are_refused(straight, config, tmp_path, capsys):
+  workdir = shutil.copytree(straight, tmp_path / "copy")
+  config.train.steps = 20
+  assert main.run(config.to_dict(), workdir, allow=["train.steps"]) == main.BAD_INPUT
+  assert "step 24, past train.steps=20" in capsys.readouterr().err
+
+
+def test_an_evaluation_that_a_kill_cut_short_is_completed(straight, config, tmp_path):
+  workdir = shutil.copytree(straight, tmp_path / "copy")
+  log = workdir / "metrics.jsonl"
+  whole = log.read_text().splitlines(keepends=True)
+  cut = next(i for i, line in enumerate(whole) if '"average"' in line)
+  log.write_text("".join(whole[:cut]))
+  assert main.run(config.to_dict(), workdir) == main.DONE
+  evaluations = [
+    [line for line in read(w / "metrics.jsonl") if line["kind"] == "eval"]
+    for w in (workdir, straight)
+  ]
+  assert evaluations[0] == evaluations[1]
 
 
 def test_bad_lines_are_counted_and_too_many_refused(config, tmp_path, capsys):

@@ -1,7 +1,9 @@
 """The mean of the weights over the final window of a run, from the checkpoints on disk.
 
-    python -m train.average runs/quickstart              # the window of the run's own config
-    python -m train.average runs/quickstart --steps 900,950,1000
+    python -m train.average RUN                  # the window of the run's own config
+    python -m train.average RUN --steps 600,900
+
+The first needs a checkpoint at every snapshot, so that `checkpoint.every` divides `average.every`.
 
 It writes `RUN/average/<last step>/`, a checkpoint of weights alone. The training step keeps the
 same mean in its state (`train/step.py`) and takes from here which steps are in it.

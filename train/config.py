@@ -53,7 +53,8 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  """Held-out evaluation every `every` steps; `files` is a glob of further sets, one a file."""
+  """Held-out evaluation every `every` steps; `files` is a glob of further documents, scored as
+  the set "files"."""
 
   every: int
   batch_size: int
@@ -74,6 +75,11 @@ class LogConfig:
   profile_every: int | None
   peak_flops: float | None
 
+  def __post_init__(self):
+    for name, value in dataclasses.asdict(self).items():
+      if value is not None and not value > 0:
+        raise ValueError(f"log.{name} is {value}; it must be positive, or null where it may be.")
+
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
@@ -85,6 +91,8 @@ class SampleConfig:
   top_p: float
 
   def __post_init__(self):
+    if not self.prompts or not all(self.prompts):
+      raise ValueError(f"sample.prompts is {self.prompts}; name at least one, and no empty one.")
     if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
       raise ValueError(
         f"sample has temperature={self.temperature}, top_p={self.top_p}, "
@@ -113,10 +121,13 @@ class PretrainConfig:
   sample: SampleConfig
 
   def __post_init__(self):
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(f"seed is {self.seed}; it must be in [0, 2**32).")
     if self.compute.dtype == "float16" and not self.loss_scale.dynamic:
       raise ValueError(
         "compute.dtype is float16 and loss_scale.dynamic is False; gradients would underflow. "
-        "Set loss_scale.dynamic to True, or compute in bfloat16 or float32."
+        "Set loss_scale.dynamic to True and loss_scale.initial to 65536, or compute in bfloat16 or "
+        "float32."
       )
     if self.compute.max_segments is not None and self.compute.max_segments < self.data.max_segments:
       raise ValueError(

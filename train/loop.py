@@ -75,14 +75,15 @@ def train(
     step_fn = compile_step(traced.lower(), config)
   checkpoints = open_checkpoints(config, workdir)
   try:
-    with ledger("checkpoint"):
+    with ledger("compile" if checkpoints.latest() is None else "checkpoint"):
       state, extra = restore_or_init(checkpoints, stage.specs, config, optimizer, abstract)
     start = int(state.step)
     recorder.start(start, extra["tokens"])
     loader = stage.make_loader(extra["cursors"])
     try:
-      if _due(start, config.eval.every, total) and not recorder.evaluated(start):
-        recorder.evaluate(start, stage.evaluate, state)
+      if _due(start, config.eval.every, total):
+        recorder.evaluate(start, stage.evaluate, state)  # what a kill, or new files, left to do
+      recorder.mark()
       for step in range(start + 1, total + 1):
         with ledger("data_wait"):
           rows, cursors = next(loader)
@@ -92,7 +93,11 @@ def train(
         if stopping or _due(step, config.checkpoint.every, total):
           recorder.drain()  # every step is looked at before it is saved
           with ledger("checkpoint"):
-            extra = {"cursors": all_cursors(cursors), "tokens": recorder.tokens}
+            extra = {
+              "cursors": all_cursors(cursors),
+              "tokens": recorder.tokens,
+              "average_window": average_window(config),
+            }
             checkpoints.save(step, {MODEL: state}, extra)
         if stopping and step < total:
           return state, False
@@ -204,6 +209,11 @@ def open_checkpoints(config: PretrainConfig, workdir: Path) -> Checkpointer:
   )
 
 
+def average_window(config: PretrainConfig) -> list[float]:
+  """What decides which steps are in the running mean of the weights."""
+  return [config.train.steps, config.average.fraction, config.average.every]
+
+
 def restore_or_init(
   checkpoints: Checkpointer,
   specs: dict,
@@ -217,7 +227,16 @@ def restore_or_init(
   """
   if checkpoints.latest() is not None:
     _, trees, extra = checkpoints.restore({MODEL: abstract})
-    return trees[MODEL], extra
+    state = trees[MODEL]
+    if int(state.step) > config.train.steps:
+      raise ValueError(
+        f"the newest checkpoint is of step {int(state.step)}, past train.steps="
+        f"{config.train.steps}; use at least as many steps, or another workdir."
+      )
+    if extra["average_window"] != average_window(config):
+      # Snapshots of another window are no part of this one's mean.
+      state = state.replace(average_count=0 * state.average_count)
+    return state, extra
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   make = jax.jit(functools.partial(_initial, specs, config, optimizer), out_shardings=shardings)
   state = make()

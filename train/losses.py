@@ -16,7 +16,7 @@ class LossConfig:
   z_loss: float
 
   def __post_init__(self):
-    if self.z_loss < 0:
+    if not self.z_loss >= 0:
       raise ValueError(f"loss.z_loss is {self.z_loss}; it must be >= 0.")
 
 

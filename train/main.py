@@ -61,9 +61,8 @@ def run(config: Mapping[str, Any], workdir: Path, allow: Sequence[str] = ()) -> 
       source = next(iter(parsed.data.sources))
       print(
         f"All of it is in {workdir}: metrics.jsonl, samples.txt, checkpoints/.\n"
-        "Next, train on documents of your own (JSONL with a key `text`, or text files):\n"
-        f"  python -m train.main --config configs/quickstart.py --workdir runs/mine "
-        f"--config.data.sources.{source}.path='my/*.jsonl'"
+        "Next, train on documents of your own (JSONL with a key `text`, or text files): the same\n"
+        f"command with --workdir runs/mine --config.data.sources.{source}.path='my/*.jsonl'"
       )
   except Diverged as error:
     return _report(error, workdir, DIVERGED)

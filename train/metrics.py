@@ -6,7 +6,8 @@ be compared.
 
     train   step               batches that the run has seen
             tokens             targets that counted in the loss, since the start of the run
-            loss, grad_norm    mean nats a target; norm before clipping
+            loss, z_loss       mean nats a target, and what z-loss adds to them
+            grad_norm          before clipping
             lr, loss_scale     as this step used them
             skipped            steps so far that were not finite and changed nothing
             tokens_per_sec     positions that went through the model a second, on all devices
@@ -14,7 +15,8 @@ be compared.
             data_wait          seconds of those in which the loop waited for a batch
             mfu, mfu_full      model FLOP/s over the peak, with causal and with full attention
             mfu_segments       the same with attention inside documents only, and no padding
-            device_memory_bytes, device_memory_peak     see `train.monitor.device_memory`
+            device_memory_bytes, _peak, _source     see `train.monitor.device_memory`
+            epoch/<source>, documents_split     see `data.streams.progress`
             comm_seconds, comm_exposed, comm_reason, comm_step     see `train.profiler.Profiler`
     eval    step, set, weights ("raw" or "average"), loss, bits_per_byte
     skip    step, loss, grad_norm, loss_scale, batch (a file): a step that was not finite
@@ -134,7 +136,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def _parsed(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """Every whole line, as text and as an object."""
-  with open(path, encoding="utf-8") as f:
+  with open(path, encoding="utf-8", errors="replace") as f:
     for number, text in enumerate(f, 1):
       if not text.endswith("\n"):
         return

@@ -31,10 +31,10 @@ class OptimizerConfig:
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(f"optimizer.{name} is {getattr(self, name)}; it must be in [0, 1).")
     for name in ("eps", "clip_norm"):
-      if getattr(self, name) <= 0:
+      if not getattr(self, name) > 0:
         raise ValueError(f"optimizer.{name} is {getattr(self, name)}; it must be positive.")
     for name in ("warmup_steps", "weight_decay"):
-      if getattr(self, name) < 0:
+      if not getattr(self, name) >= 0:
         raise ValueError(f"optimizer.{name} is {getattr(self, name)}; it must be >= 0.")
 
 

@@ -21,7 +21,7 @@ from train.losses import next_token_loss
 from train.recorder import Recorder
 from train.signals import StopRequest
 from train.step import LossFn
-from train.workdir import write_atomically
+from train.workdir import CONFIG, write_atomically
 
 parse_config = functools.partial(parse, PretrainConfig)
 
@@ -31,12 +31,14 @@ def run(config: PretrainConfig, workdir: Path, recorder: Recorder, stop: StopReq
   mesh = make_mesh(config.mesh)
   loop.check_sizes(config, mesh)
   corpus = sources.open_corpus(config.data, workdir)
+  if not (workdir / CONFIG).exists():  # left by a start that failed, perhaps of another recipe
+    (workdir / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
   tokenizer = sources.open_tokenizer(config.data, corpus, workdir)
   if tokenizer.vocab_size > config.model.vocab_size:
     raise ValueError(
       f"the tokenizer has {tokenizer.vocab_size} ids and model.vocab_size is "
       f"{config.model.vocab_size}; the embedding must hold them all. Raise model.vocab_size, or "
-      f"use another tokenizer (a trained one is in {workdir / 'tokenizer'})."
+      "train a smaller tokenizer by data.vocab_size."
     )
   mixture = make_mixture(config.data, corpus, tokenizer, config.seed)
   index, count = host_rows(mesh, config.data.batch_size)
@@ -74,7 +76,11 @@ def evaluation_sets(
   """The held-out part of every source, and the files of `eval.files`, by name."""
   documents = {name: held for name, held in corpus.heldout.items() if len(held)}
   if config.eval.files is not None:
+    if "files" in config.data.sources:
+      raise ValueError("data.sources.files has the name of eval.files' set; rename the source.")
     documents["files"] = sources.open_files(config.eval.files, config.data.max_bad_lines)
+  if not documents:
+    print("No document is held out (data.heldout_fraction) or in eval.files: no evaluation.")
   options = {"stride": config.eval.stride, "batch_size": config.eval.batch_size}
   return {
     name: heldout.evaluation_set(held, tokenizer, config.data, **options)

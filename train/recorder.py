@@ -49,14 +49,16 @@ class Recorder:
     self._pending = Pending()
     self._waiting: dict[int, tuple[dict, dict]] = {}
     self._bad_in_a_row = 0
+    self._skipped = 0
     last = read(workdir / METRICS)[-1:] if (workdir / METRICS).exists() else []
-    self.finished = bool(last) and last[0]["kind"] == "done" and "train.steps" not in changed
+    self.finished = bool(last) and last[0]["kind"] == "done" and not changed
 
   def __enter__(self):
     return self
 
   def __exit__(self, *_):
     if self._log is not None:
+      self._progress.close()
       self._log.write("ledger", **self.ledger.seconds())
       self._log.close()
 
@@ -78,12 +80,7 @@ class Recorder:
     self._flops = flops_per_token(config.model, config.data.seq_len)
     self._log.write("peak_flops", value=self._peak, source=source, devices=jax.device_count())
     print(f"Peak for MFU: {source}." + (f" Continuing at step {step}." if step else ""))
-    self._mark()
-
-  def evaluated(self, step: int) -> bool:
-    """Whether the log holds the evaluation at `step`."""
-    lines = read(self._workdir / METRICS)
-    return any(line["kind"] == "eval" and line["step"] == step for line in lines)
+    self.mark()
 
   def run_step(
     self,
@@ -103,12 +100,10 @@ class Recorder:
     Raises:
       Diverged: too many steps in a row were not finite.
     """
-    wait = self.ledger.seconds()["data_wait"]
     with self.ledger("step"):
       with self._profiler.around(step):
         state, metrics = step_fn(state, batch)
-      self._waiting[step] = rows, progress | {"data_wait": wait - self._data_wait}
-      self._data_wait = wait
+      self._waiting[step] = rows, progress
       self._record(self._pending.push(step, metrics))
     return state
 
@@ -121,14 +116,17 @@ class Recorder:
   def evaluate(
     self, step: int, evaluate: Callable[[dict], dict[str, Score]], state: TrainState
   ) -> None:
-    """Evaluates the raw weights, and their mean once there is one."""
+    """Evaluates the raw weights, and their mean once there is one; logs what is not logged yet."""
     with self.ledger("evaluation"):
       scores = {"raw": evaluate(state.params)}
       if state.average is not None and int(state.average_count):
         scores["average"] = evaluate(state.average)
     self._progress.close()
+    logged = self._evaluations(step)
     for weights, by_set in scores.items():
       for name, score in by_set.items():
+        if (name, weights) in logged:
+          continue
         self._log.write(
           "eval",
           step=step,
@@ -143,15 +141,29 @@ class Recorder:
           flush=True,
         )
 
+  def _evaluations(self, step: int) -> set[tuple[str, str]]:
+    """(set, weights) of the evaluations at `step` that the log holds."""
+    if jax.process_index() != 0:
+      return set()
+    lines = read(self._workdir / METRICS)
+    return {
+      (line["set"], line["weights"])
+      for line in lines
+      if line["kind"] == "eval" and line["step"] == step
+    }
+
   def done(self) -> None:
     """Ends the record of a run that came to its end."""
+    if self._skipped == self._config.train.steps:
+      raise Diverged("not one step was finite, so nothing was learned; see the lines of kind skip.")
     self._log.write("ledger", **self.ledger.seconds())
     self._log.write("done", step=self._config.train.steps)
     self._log.close()
     self._log = None
     print(f"Where the time went:\n{self.ledger.table()}")
 
-  def _mark(self) -> None:
+  def mark(self) -> None:
+    """Begins the first step's time."""
     spent = self.ledger.seconds()
     self._data_wait = spent["data_wait"]
     self._last = time.perf_counter()
@@ -164,10 +176,12 @@ class Recorder:
       aside = spent["checkpoint"] + spent["evaluation"]
       seconds = max(now - self._last - (aside - self._aside), 1e-6)
       self._last, self._aside = now, aside
+      wait, self._data_wait = spent["data_wait"] - self._data_wait, spent["data_wait"]
       rows, fields = self._waiting.pop(step)
       self.tokens += float(metrics["weight"])
       speed = self._config.data.batch_size * self._config.data.seq_len / seconds
       in_use, peak, source = monitor.device_memory()
+      self._skipped = step - int(metrics["updates"])
       line = {
         "step": step,
         "tokens": self.tokens,
@@ -176,9 +190,10 @@ class Recorder:
         "grad_norm": metrics["grad_norm"],
         "lr": metrics["lr"],
         "loss_scale": metrics["loss_scale"],
-        "skipped": step - int(metrics["updates"]),
+        "skipped": self._skipped,
         "tokens_per_sec": speed,
         "step_time": seconds,
+        "data_wait": min(wait, seconds),
         "mfu": monitor.mfu(speed, self._flops[0], self._peak),
         "mfu_full": monitor.mfu(speed, self._flops[1], self._peak),
         "mfu_segments": monitor.mfu(speed, self._segment_flops(rows), self._peak),

@@ -7,8 +7,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-STOPPED = 75  # EX_TEMPFAIL: saved, and wants to be started again
-
 
 class StopRequest:
   """While entered, the first SIGTERM or SIGINT sets a flag; the second acts as it always does."""

@@ -163,7 +163,8 @@ def _averaged(
 
   def snapshot(average):
     n = count.astype(jnp.float32)
-    return jax.tree.map(lambda a, p: a + (p - a) / n, average, params)
+    # The first snapshot replaces what an earlier window left, if the run was extended.
+    return jax.tree.map(lambda a, p: jnp.where(n == 1, p, a + (p - a) / n), average, params)
 
   average = jax.lax.cond(take, snapshot, lambda average: average, state.average)
   return {"average": average, "average_count": count}

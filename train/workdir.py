@@ -49,7 +49,16 @@ def check_workdir(
   path = workdir / CONFIG
   if not path.exists():
     return {}
-  changed = differences(json.loads(path.read_text()), json.loads(json.dumps(config)))
+  given = json.loads(json.dumps(config))
+  try:
+    saved = json.loads(path.read_text())
+    if not isinstance(saved, dict):
+      raise ValueError("no JSON object")
+  except ValueError as error:
+    raise ValueError(
+      f"{path} can't be read: {error}. Restore it, or use another --workdir."
+    ) from error
+  changed = differences(saved, given)
   refused = {
     key: pair
     for key, pair in changed.items()
