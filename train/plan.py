@@ -11,6 +11,7 @@ which tells the memory of the state and what is communicated over which axis, an
 Exit codes: 0 done, 2 bad input.
 """
 
+import functools
 import json
 import math
 import sys
@@ -31,12 +32,6 @@ from train.schedule import Estimate, estimate, sensitivity
 
 DONE, BAD_INPUT = 0, 2
 GIB = 2**30
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a file of configs/.")
-_CLUSTER = flags.DEFINE_string("cluster", "h100", "A file of train/clusters, without .json.")
-_NODES = flags.DEFINE_integer("nodes", 16, "Nodes of the cluster.", lower_bound=1)
-_JSON = flags.DEFINE_string("json", None, "Where to write the plan as JSON.")
-_HLO = flags.DEFINE_string("hlo", None, "Where to write the text of the compiled program.")
 
 
 def make_plan(config: PretrainConfig, program: Program, cluster: Cluster) -> dict[str, Any]:
@@ -265,13 +260,26 @@ def run(config: Mapping[str, Any], cluster_name: str, nodes: int, json_path, hlo
   return DONE
 
 
-def main(argv: Sequence[str]) -> int:
-  if len(argv) > 1 or _CONFIG.value is None:
+def define_flags() -> dict[str, flags.FlagHolder]:
+  """The flags by name; `train.main` has some of the same names, so none is defined at import."""
+  return {
+    "config": config_flags.DEFINE_config_file("config", None, "The recipe: a file of configs/."),
+    "cluster": flags.DEFINE_string("cluster", "h100", "A file of train/clusters, without .json."),
+    "nodes": flags.DEFINE_integer("nodes", 16, "Nodes of the cluster.", lower_bound=1),
+    "json": flags.DEFINE_string("json", None, "Where to write the plan as JSON."),
+    "hlo": flags.DEFINE_string("hlo", None, "Where to write the compiled program's text."),
+  }
+
+
+def main(argv: Sequence[str], holders: dict[str, flags.FlagHolder]) -> int:
+  given = {name: holder.value for name, holder in holders.items()}
+  if len(argv) > 1 or given["config"] is None:
     what = f"unexpected argument {argv[1]!r}" if len(argv) > 1 else "--config is missing"
     print(f"error: {what}; try --config configs/pretrain_37b.py", file=sys.stderr)
     return BAD_INPUT
-  return run(_CONFIG.value.to_dict(), _CLUSTER.value, _NODES.value, _JSON.value, _HLO.value)
+  recipe = given["config"].to_dict()
+  return run(recipe, given["cluster"], given["nodes"], given["json"], given["hlo"])
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(functools.partial(main, holders=define_flags()))
