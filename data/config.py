@@ -91,7 +91,7 @@ class DataConfig:
   Attributes:
     sources: name -> SourceConfig.
     tokenizer: a Hugging Face `tokenizer.json`, a sentencepiece `.model`, or "train".
-    vocab_size: of the tokenizer that "train" makes; it must be what the model's embedding has.
+    vocab_size: of the tokenizer that "train" makes; at most the model's.
     eot: the token that ends and starts documents, by its name in the tokenizer.
     seq_len: tokens in a row.
     batch_size: rows in a global batch.

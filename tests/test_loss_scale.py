@@ -31,6 +31,7 @@ def test_doubles_after_a_period_of_good_steps_in_a_row():
 def test_halves_at_once_and_starts_counting_again():
   config = scale_config(initial=8.0, period=3)
   assert scales_after([1, 1, 0, 1, 1, 1, 0, 0], config)[0] == [8, 8, 4, 4, 4, 8, 4, 2]
+  assert scales_after([1, 0, 1, 1, 1], config)[0] == [8, 4, 4, 4, 8]
 
 
 def test_hysteresis_forgives_until_it_is_used_up_and_returns_with_growth():
