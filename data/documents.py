@@ -1,4 +1,4 @@
-"""Random access to the documents of text and JSONL files, on disk or behind any fsspec URL."""
+"""Random access to the documents of text, JSONL and ArrayRecord files, by path or fsspec URL."""
 
 import dataclasses
 import json
@@ -9,9 +9,12 @@ from typing import Any
 import fsspec
 import numpy as np
 
+from data import array_records
+
 _JSONL_SUFFIXES = (".jsonl", ".json", ".ndjson")
 _COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".zip")
 _LOGGED_BAD_LINES = 20
+_RECORDS_TOGETHER = 256
 
 Span = tuple[int, int, int]
 
@@ -30,7 +33,8 @@ class Documents:
 
   Attributes:
     files: where they are.
-    spans: int64 [N, 3], for each document the index of its file and its first and last + 1 byte.
+    spans: int64 [N, 3], for each document the index of its file and its first and last + 1 byte,
+      or, in an ArrayRecord file, its first and last + 1 record, which is the next one.
   """
 
   files: Files
@@ -43,8 +47,27 @@ class Documents:
     """The texts of the documents at `indices`."""
     files, starts, stops = self.spans[np.asarray(indices, np.int64)].T.tolist()
     paths = [self.files.paths[file] for file in files]
-    payloads = self.files.fs.cat_ranges(paths, starts, stops, on_error="raise")
+    if any(path.endswith(array_records.SUFFIX) for path in paths):
+      payloads = self._records(paths, starts, stops)
+    else:
+      payloads = self.files.fs.cat_ranges(paths, starts, stops, on_error="raise")
     return [_text(path, payload) for path, payload in zip(paths, payloads, strict=True)]
+
+  def _records(self, paths, starts, stops) -> list[bytes]:
+    """The documents, some of which are records; one request a file."""
+    payloads = [b""] * len(paths)
+    for path in dict.fromkeys(paths):
+      places = [i for i, other in enumerate(paths) if other == path]
+      first = [starts[i] for i in places]
+      if path.endswith(array_records.SUFFIX):
+        found = array_records.read(path, first)
+      else:
+        found = self.files.fs.cat_ranges(
+          [path] * len(places), first, [stops[i] for i in places], on_error="raise"
+        )
+      for place, payload in zip(places, found, strict=True):
+        payloads[place] = payload
+    return payloads
 
   def select(self, keep: np.ndarray) -> "Documents":
     """The documents where the boolean mask `keep` [N] is true."""
@@ -52,11 +75,26 @@ class Documents:
 
 
 def find(pattern: str) -> Files:
-  """The files that match a path, a glob or an fsspec URL.
+  """The files with random access that match a path, a glob or an fsspec URL.
 
   Raises:
-    ValueError: none does, one is compressed and so has no random access, or the URL is of a kind
-      that needs a package that is not installed.
+    ValueError: none does, one has no random access, or the URL is of a kind that needs a package
+      that is not installed.
+  """
+  files = _match(pattern)
+  for path in files.paths:
+    if path.endswith(_COMPRESSED_SUFFIXES):
+      raise ValueError(f"{path} is compressed and has no random access; decompress it first.")
+    if path.endswith(array_records.SUFFIX) and "file" not in np.atleast_1d(files.fs.protocol):
+      raise ValueError(f"{path} is an ArrayRecord file, which is read from disks only; copy it.")
+  return files
+
+
+def _match(pattern: str) -> Files:
+  """The files of any kind that match a path, a glob or an fsspec URL.
+
+  Raises:
+    ValueError: none does, or the URL is of a kind that needs a package that is not installed.
   """
   try:
     fs, path = fsspec.core.url_to_fs(pattern)
@@ -66,9 +104,6 @@ def find(pattern: str) -> Files:
   paths = [path] if fs.isfile(path) else [p for p in fs.glob(path) if fs.isfile(p)]
   if not paths:
     raise ValueError(f"the source {pattern!r} matches no file; check the path or the glob.")
-  for found in paths:
-    if found.endswith(_COMPRESSED_SUFFIXES):
-      raise ValueError(f"{found} is compressed and has no random access; decompress it first.")
   return Files(fs, tuple(sorted(paths)))
 
 
@@ -76,15 +111,15 @@ def scan(files: Files, max_bad_lines: int) -> Iterator[tuple[Span, str]]:
   """Yields the span and the text of every document of `files`, in order.
 
   A line of a `.jsonl`, `.json` or `.ndjson` file is a document, with its text in the key `text`;
-  any other file is one document. Blank lines and empty texts are left out. A line that cannot be
-  read is skipped, and logged with its file and number.
+  a record of an `.array_record` file is one, and any other file. Blank lines and empty
+  texts are left out. A line that cannot be read is skipped, and logged with its file and number.
 
   Raises:
     ValueError: there are more than `max_bad_lines` such lines.
   """
   bad = 0
   for number, path in enumerate(files.paths):
-    for line, start, payload in _payloads(files.fs, path):
+    for line, start, stop, payload in _payloads(files.fs, path):
       try:
         text = _text(path, payload)
       except ValueError as error:
@@ -98,21 +133,32 @@ def scan(files: Files, max_bad_lines: int) -> Iterator[tuple[Span, str]]:
           ) from error
         continue
       if text:
-        yield (number, start, start + len(payload)), text
+        yield (number, start, stop), text
   if bad:
     logging.warning("skipped %d bad lines in %d files", bad, len(files.paths))
 
 
-def _payloads(fs, path: str) -> Iterator[tuple[int, int, bytes]]:
-  """Yields the line number, the byte offset and the bytes of each candidate document of a file."""
+def _payloads(fs, path: str) -> Iterator[tuple[int, int, int, bytes]]:
+  """Yields the line number, the first and last + 1 byte and the bytes of each candidate document.
+
+  Of an ArrayRecord file: the number of the record from 1 on, and its first and last + 1 record.
+  """
+  if path.endswith(array_records.SUFFIX):
+    records = array_records.count(path)
+    for first in range(0, records, _RECORDS_TOGETHER):
+      numbers = range(first, min(first + _RECORDS_TOGETHER, records))
+      for number, payload in zip(numbers, array_records.read(path, numbers), strict=True):
+        yield number + 1, number, number + 1, payload
+    return
   with fs.open(path, "rb") as file:
     if not path.endswith(_JSONL_SUFFIXES):
-      yield 1, 0, file.read()
+      payload = file.read()
+      yield 1, 0, len(payload), payload
       return
     offset = 0
     for line, payload in enumerate(file, start=1):
       if payload.strip():
-        yield line, offset, payload
+        yield line, offset, offset + len(payload), payload
       offset += len(payload)
 
 

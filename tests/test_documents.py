@@ -2,12 +2,13 @@
 
 import json
 import logging
+import multiprocessing
 
 import fsspec
 import numpy as np
 import pytest
 
-from data import dedup
+from data import array_records, dedup
 from data.documents import Documents, find, scan
 
 
@@ -87,7 +88,7 @@ def planted(rng, similarity, words=400):
   """A pair of texts whose sets of 5-word shingles have about this Jaccard similarity."""
   first = [f"w{w}" for w in rng.integers(0, 10**6, words)]
   # k replaced tail words leave words - 4 - k of words - 4 + k shingles in common.
-  shingles = words - dedup.SHINGLE_WORDS + 1
+  shingles = words - dedup.SIZE.n_grams + 1
   changed = round(shingles * (1 - similarity) / (1 + similarity))
   second = first[: words - changed] + [f"v{w}" for w in rng.integers(0, 10**6, changed)]
   return " ".join(first), " ".join(second)
@@ -131,3 +132,35 @@ def test_a_cluster_keeps_its_smallest_hash_in_any_order(rank):
 def test_case_and_punctuation_make_no_difference():
   text = "The quick brown fox jumps over the lazy dog, and it runs away."
   assert keep([text, text.upper().replace(",", " -")]).sum() == 1
+
+
+def test_an_array_record_file_reads_as_the_jsonl_of_the_same_texts(tmp_path):
+  texts = ["ASCII", "häuser €\n", "x" * 100_000, *(f"document {i}" for i in range(600))]
+  write_jsonl(tmp_path / "a.jsonl", texts)
+  with array_records.Writer(str(tmp_path / "b.array_record")) as writer:
+    for text in texts:
+      writer.write(text)
+  records, scanned = open_documents(tmp_path / "b.array_record")
+  assert scanned == texts
+  mixed, _ = open_documents(tmp_path / "*")
+  rng = np.random.default_rng(0)
+  for _ in range(3):
+    order = rng.integers(0, len(texts), 50)
+    assert records.read(order) == [texts[i] for i in order]
+    order = rng.integers(0, 2 * len(texts), 50)
+    assert mixed.read(order) == [(texts * 2)[i] for i in order]
+  with multiprocessing.get_context("spawn").Pool(1) as pool:  # as a loader's worker
+    assert pool.apply(records.read, ([2, 0],)) == [texts[2], texts[0]]
+
+
+def test_what_is_no_array_record_file_is_an_error_that_names_it(tmp_path):
+  path = tmp_path / "a.array_record"
+  for payload in (b"", b"no record" * 1000):
+    path.write_bytes(payload)
+    with pytest.raises(ValueError, match=r"a\.array_record"):
+      open_documents(path)
+    array_records._reader.cache_clear()
+  with fsspec.open("memory://records/a.array_record", "w") as file:
+    file.write("x")
+  with pytest.raises(ValueError, match="from disks only"):
+    find("memory://records/*.array_record")

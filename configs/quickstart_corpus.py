@@ -1,0 +1,26 @@
+"""The quickstart's model on a corpus that `python -m data.corpus` made.
+
+    python -m train.main --config configs/quickstart_corpus.py:out --workdir runs/corpus
+
+`out` is the corpus's workdir, whose manifest names the sources and their weights. docs/corpus.md
+has the result on the corpus of configs/corpus.py.
+"""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+
+def get_config(workdir: str = "out") -> ConfigDict:
+  config = quickstart.get_config()
+  manifest = json.loads((Path(workdir) / "manifest.json").read_text(encoding="utf-8"))
+  config.data.sources = {
+    name: {"path": str(Path(workdir) / source["training"]), "weight": source["weight"]}
+    for name, source in manifest["sources"].items()
+    if source["documents"]
+  }
+  config.data.dedup_threshold = None  # there are no duplicates left
+  return config

@@ -1,0 +1,111 @@
+"""Files that are there as a whole or not at all: JSON, arrays, zstd JSONL, Parquet."""
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_ZSTD_LEVEL = 3
+_ROWS_TOGETHER = 512
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+  """A name to write to; the file gets `path` once it is complete and on the disk."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+  try:
+    yield partial
+    with partial.open("rb+") as file:
+      os.fsync(file.fileno())
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes JSON values, for people to read as well."""
+  with whole(path) as partial:
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+  return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+  with whole(path) as partial, partial.open("wb") as file:
+    np.save(file, array)
+
+
+def read_array(path: Path) -> np.ndarray:
+  """An array that stays on the disk, as far as it is not used."""
+  array = np.load(path, mmap_mode="r", allow_pickle=False)
+  return array if array.size else np.empty(array.shape, array.dtype)
+
+
+Writer = Callable[[Mapping[str, Any]], None]
+
+
+@contextlib.contextmanager
+def jsonl_writer(path: Path) -> Iterator[Writer]:
+  """Writes JSON objects, one a line, compressed by zstd."""
+  import zstandard
+
+  compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
+  with whole(path) as partial, partial.open("wb") as raw, compressor.stream_writer(raw) as out:
+
+    def write(row):
+      out.write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
+
+    yield write
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+  """The objects of a file that `jsonl_writer` made, one after the other."""
+  import zstandard
+
+  with path.open("rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as stream:
+    for line in io.BufferedReader(stream, 1 << 20):
+      yield json.loads(line)
+
+
+@contextlib.contextmanager
+def parquet_writer(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[Writer]:
+  """Writes rows as Parquet, compressed by zstd.
+
+  Args:
+    path: of the file.
+    columns: (name, a type of Arrow: "string" or "int64").
+  """
+  import pyarrow
+  import pyarrow.parquet
+
+  schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in columns])
+  rows = []
+
+  def flush():
+    writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+    rows.clear()
+
+  def write(row):
+    rows.append(row)
+    if len(rows) == _ROWS_TOGETHER:
+      flush()
+
+  open_parquet = functools.partial(pyarrow.parquet.ParquetWriter, compression="zstd")
+  with whole(path) as partial, open_parquet(partial, schema) as writer:
+    yield write
+    flush()
+
+
+def sha256(path: Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
