@@ -1,4 +1,11 @@
-"""Global batches, in worker processes, the same for any number of hosts, workers and restarts."""
+"""Global batches, in worker processes, the same for any number of hosts, workers and restarts.
+
+  python -m data.loader --config configs/quickstart.py --steps 100 --hosts 4 --workers 2 --hash
+  python -m data.loader --config configs/quickstart.py --show
+
+The first prints the SHA-256 of the stream of global batches, which no number of hosts or workers
+and no restart changes; the second a packed row as text.
+"""
 
 import multiprocessing.connection
 import os
@@ -12,7 +19,8 @@ from absl import flags
 
 from data.batch import Batch, stack_rows
 from data.config import DataConfig
-from data.streams import Cursor, Mixture, Stream
+from data.mixture import Mixture
+from data.streams import Cursor, Stream
 from data.tokenizer import Tokenizer
 
 Cursors = dict[str, Cursor]
@@ -33,7 +41,7 @@ class Loader:
 
   Args:
     config: of the data.
-    mixture: as of `streams.make_mixture`.
+    mixture: as of `mixture.make_mixture`.
     tokenizer: of the run.
     host_index, host_count: which part of the rows; host_count divides config.streams.
     cursors: of all streams, by the stream's number as a string; None starts at batch 0.
@@ -108,6 +116,11 @@ def _check_cursors(cursors: Mapping[str, Cursor], config: DataConfig, mixture: M
       f"data.streams={config.streams}; continue with the value that the run began with."
     )
   for cursor in cursors.values():
+    if "rows" not in cursor:
+      raise ValueError(
+        "the checkpoint has the data position of an earlier release, which can't be continued; "
+        "start in a new workdir with train.init_from set to this run."
+      )
     if cursor["fingerprint"] != mixture.fingerprint:
       raise ValueError(
         f"the data position was saved with documents/tokenizer {cursor['fingerprint']}, but the "
@@ -176,3 +189,9 @@ def _exit_with_parent() -> None:
   """Ends this worker when the run is gone, killed for example; grain's would wait for ever."""
   multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
   os._exit(1)
+
+
+if __name__ == "__main__":
+  from data.loader_command import entry  # not above: worker processes import this file again
+
+  entry()

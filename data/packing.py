@@ -36,34 +36,33 @@ class Packer:
   ):
     self.seq_len, self.max_segments, self.open_bins = seq_len, max_segments, open_bins
     self.bins = [list(row) for row in bins]
+    self._used = [sum(segment.length for segment in row) for row in self.bins]
 
   def add(self, segment: Segment) -> list[Segment] | None:
     """Places a segment; returns the segments of a finished row, if that finished one."""
     assert 0 < segment.length <= self.seq_len, segment.length
-    if self._closed([segment]):
+    if segment.length == self.seq_len or self.max_segments == 1:
       return [segment]
-    fitting = [b for b in self.bins if _used(b) + segment.length <= self.seq_len]
-    if fitting:
-      best = max(fitting, key=_used)
-      best.append(segment)
-      return self._take(best) if self._closed(best) else None
-    row = self._take(max(self.bins, key=_used)) if len(self.bins) == self.open_bins else None
+    room = self.seq_len - segment.length
+    best = max((used for used in self._used if used <= room), default=None)
+    if best is not None:
+      index = self._used.index(best)  # the oldest of those
+      self.bins[index].append(segment)
+      self._used[index] += segment.length
+      full = self._used[index] == self.seq_len or len(self.bins[index]) == self.max_segments
+      return self._take(index) if full else None
+    row = None
+    if len(self.bins) == self.open_bins:
+      row = self._take(self._used.index(max(self._used)))
     self.bins.append([segment])
+    self._used.append(segment.length)
     return row
 
   def flush(self) -> list[list[Segment]]:
     """Empties the packer: all open bins, the oldest first."""
-    rows, self.bins = self.bins, []
+    rows, self.bins, self._used = self.bins, [], []
     return rows
 
-  def _closed(self, row: list[Segment]) -> bool:
-    return _used(row) == self.seq_len or len(row) == self.max_segments
-
-  def _take(self, row: list[Segment]) -> list[Segment]:
-    # By identity: == between segments would compare arrays.
-    self.bins = [b for b in self.bins if b is not row]
-    return row
-
-
-def _used(row: list[Segment]) -> int:
-  return sum(segment.length for segment in row)
+  def _take(self, index: int) -> list[Segment]:
+    del self._used[index]
+    return self.bins.pop(index)

@@ -5,19 +5,17 @@ every epoch is one permutation of the source. What it took and packed so far is 
 dict of JSON values, from which another process goes on with the same rows.
 """
 
+import bisect
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 
 from data.batch import Segment, document_ids
 from data.config import DataConfig
-from data.documents import Documents
+from data.mixture import Mixture
 from data.packing import Packer, split
-from data.sources import Corpus
 from data.tokenizer import Tokenizer
 
 Cursor = dict[str, Any]
@@ -25,79 +23,17 @@ Cursor = dict[str, Any]
 _TOKENIZED_TOGETHER = 32
 
 
-@dataclasses.dataclass(frozen=True)
-class Mixture:
-  """Which document comes at which place; shared by all streams, and picklable.
-
-  Attributes:
-    names: of the sources, in the order of their indices in cursors.
-    documents: of each source.
-    shares: the cumulative weights of the sources, the last one is 1.
-    streams: V.
-    seed: of the order and the mixture.
-    fingerprint: of the documents and the tokenizer; a cursor is of use with the same ones only.
-  """
-
-  names: tuple[str, ...]
-  documents: tuple[Documents, ...]
-  shares: tuple[float, ...]
-  streams: int
-  seed: int
-  fingerprint: str
-
-  def draw(self, stream: int, count: int) -> int:
-    """The source of a stream's document number `count`: one number of a Philox generator."""
-    bits = np.random.Philox(key=[self.seed, stream], counter=count).random_raw()
-    return int(np.searchsorted(self.shares[:-1], (int(bits) >> 11) * 2.0**-53, side="right"))
-
-  def document(self, source: int, stream: int, position: int) -> int:
-    """The index of the document at a stream's position in a source."""
-    size = len(self.documents[source])
-    epoch, place = divmod(position * self.streams + stream, size)
-    name = f"{self.seed}/{self.names[source]}/{epoch}".encode()
-    seed = int.from_bytes(hashlib.blake2b(name, digest_size=4).digest(), "little")
-    return grain.experimental.index_shuffle(place, max_index=size - 1, seed=seed, rounds=4)
-
-  def read(self, stream: int, wanted: Sequence[tuple[int, int]]) -> list[str]:
-    """The texts at (source, position) of a stream; one request a source."""
-    texts = [""] * len(wanted)
-    for source, documents in enumerate(self.documents):
-      places = [i for i, (of, _) in enumerate(wanted) if of == source]
-      indices = [self.document(source, stream, wanted[i][1]) for i in places]
-      for i, text in zip(places, documents.read(indices), strict=True):
-        texts[i] = text
-    return texts
-
-
-def make_mixture(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, seed: int) -> Mixture:
-  """The mixture of a config; its sources are in order of their names.
-
-  Raises:
-    ValueError: a negative seed.
-  """
-  if seed < 0:
-    raise ValueError(f"seed={seed} must not be negative; it is a key of the Philox generator.")
-  names = tuple(sorted(corpus.train))
-  weights = np.array([config.sources[name].weight for name in names])
-  shares = np.cumsum(weights / weights.sum())
-  return Mixture(
-    names,
-    tuple(corpus.train[name] for name in names),
-    (*shares[:-1].tolist(), 1.0),
-    config.streams,
-    seed,
-    f"{corpus.fingerprint}/{tokenizer.fingerprint}",
-  )
-
-
 class Stream:
   """One virtual stream: an endless iterator of rows, each a list of segments.
 
   Cursor keys:
-    drawn: documents taken; also the counter of the mixture's next draw.
-    positions: documents taken of each source.
-    offset: ids of the next document that were packed already; 0 unless it is longer than a row.
+    rows: emitted so far; they tell the step whose weights the next draw follows.
+    drawn: documents taken or filtered out; also the counter of the mixture's next draw.
+    positions: documents taken or filtered out of each source.
+    partial: [] or, of a document longer than a row that is packed in part, its source and how many
+      of its ids are.
     split: documents taken so far that were longer than a row.
+    filtered: documents left out so far, because of their length.
     bins: the open bins, each a list of [source, position, offset].
     fingerprint: the mixture's.
   """
@@ -110,17 +46,23 @@ class Stream:
     stream: int,
     cursor: Cursor | None = None,
   ):
-    self._mixture, self._tokenizer, self._stream = mixture, tokenizer, stream
-    self._seq_len = config.seq_len
+    self._mixture, self._tokenizer, self._config = mixture, tokenizer, config
+    self._stream = stream
+    self._rows_a_step = config.batch_size // config.streams
+    self._shares_step, self._shares = -1, ()  # of the step of the next row, once it is known
     cursor = cursor or {
+      "rows": 0,
       "drawn": 0,
       "positions": [0] * len(mixture.names),
-      "offset": 0,
+      "partial": [],
       "split": 0,
+      "filtered": 0,
       "bins": [],
       "fingerprint": mixture.fingerprint,
     }
-    self._drawn, self._offset, self._split = cursor["drawn"], cursor["offset"], cursor["split"]
+    self._rows, self._drawn = cursor["rows"], cursor["drawn"]
+    self._split, self._filtered = cursor["split"], cursor["filtered"]
+    self._partial = tuple(cursor["partial"])
     self._positions = list(cursor["positions"])
     self._packer = Packer(
       config.seq_len, config.max_segments, config.open_bins, self._restore(cursor["bins"])
@@ -134,42 +76,89 @@ class Stream:
     while True:
       row = self._packer.add(next(self._segments))
       if row:
+        self._rows += 1
         return row
 
   def cursor(self) -> Cursor:
     """The state after the last row."""
     return {
+      "rows": self._rows,
       "drawn": self._drawn,
       "positions": list(self._positions),
-      "offset": self._offset,
+      "partial": list(self._partial),
       "split": self._split,
+      "filtered": self._filtered,
       "bins": [[list(segment.reference) for segment in row] for row in self._packer.bins],
       "fingerprint": self._mixture.fingerprint,
     }
 
   def _take_segments(self) -> Iterator[Segment]:
     """Yields the segments from the cursor on, and moves it past each one as it is taken."""
-    for source, position, ids in self._read_ahead():
-      segments = [s for s in split(ids, self._seq_len) if s.reference[0] >= self._offset]
-      for segment in segments:
-        self._offset = segment.reference[0] + segment.length
-        if self._offset == len(ids) - 1:
-          self._drawn, self._offset = self._drawn + 1, 0
-          self._positions[source] += 1
-          self._split += len(ids) - 1 > self._seq_len
-        yield dataclasses.replace(segment, reference=(source, position, *segment.reference))
+    seq_len, unused = self._config.seq_len, 0
+    for source, position, ids in self._documents():
+      tokens = len(ids) - 2
+      if not self._config.min_tokens <= tokens <= (self._config.max_tokens or tokens):
+        self._move_past(source)
+        self._filtered, unused = self._filtered + 1, unused + 1
+        self._check_filter(unused)
+        continue
+      unused = 0
+      packed = self._partial[1] if self._partial else 0
+      for segment in split(ids, seq_len):
+        (offset,) = segment.reference
+        if offset < packed:
+          continue
+        self._partial = (source, offset + segment.length)
+        if offset + segment.length == len(ids) - 1:
+          self._move_past(source)
+          self._split += len(ids) - 1 > seq_len
+        yield dataclasses.replace(segment, reference=(source, position, offset))
 
-  def _read_ahead(self) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yields (source, position, ids) of the documents from the cursor on, tokenized in batches."""
+  def _move_past(self, source: int) -> None:
+    self._drawn, self._partial = self._drawn + 1, ()
+    self._positions[source] += 1
+
+  def _check_filter(self, unused: int) -> None:
+    if unused > 2 * sum(map(len, self._mixture.documents)) + 100:
+      raise ValueError(
+        f"data.min_tokens={self._config.min_tokens} and data.max_tokens={self._config.max_tokens} "
+        f"left out {unused} documents in a row; widen them."
+      )
+
+  def _documents(self) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yields (source, position, ids) of the document at the cursor, each time.
+
+    Documents are read and tokenized some way ahead, by the weights of the step that the cursor is
+    in. Where a later step's weights draw another source, what was read ahead is dropped.
+    """
+    while True:
+      for number, source, position, ids in self._read_ahead():
+        if not self._partial and self._source(number) != source:
+          break
+        yield source, position, ids
+
+  def _read_ahead(self) -> Iterator[tuple[float, int, int, np.ndarray]]:
+    """Yields the draw, the source, the position and the ids of the documents from the cursor on."""
     drawn, positions = self._drawn, list(self._positions)
     while True:
-      wanted = []
-      for _ in range(_TOKENIZED_TOGETHER):
-        source = self._mixture.draw(self._stream, drawn)
+      numbers, wanted = [], []
+      for count in range(drawn, drawn + _TOKENIZED_TOGETHER):
+        numbers.append(self._mixture.draw(self._stream, count))
+        # One that is packed in part keeps the source of the step in which it was drawn.
+        keeps = self._partial and count == self._drawn
+        source = self._partial[0] if keeps else self._source(numbers[-1])
         wanted.append((source, positions[source]))
-        drawn, positions[source] = drawn + 1, positions[source] + 1
-      for place, ids in zip(wanted, self._tokenize(wanted), strict=True):
-        yield *place, ids
+        positions[source] += 1
+      drawn += _TOKENIZED_TOGETHER
+      for number, place, ids in zip(numbers, wanted, self._tokenize(wanted), strict=True):
+        yield number, *place, ids
+
+  def _source(self, number: float) -> int:
+    """The source that a draw means in the step of the next row."""
+    step = self._rows // self._rows_a_step
+    if step != self._shares_step:
+      self._shares_step, self._shares = step, self._mixture.shares(step)
+    return bisect.bisect_right(self._shares[:-1], number)
 
   def _tokenize(self, wanted: Sequence[tuple[int, int]]) -> list[np.ndarray]:
     """The ids of the documents at (source, position) of this stream."""
@@ -182,14 +171,14 @@ class Stream:
     ids = dict(zip(wanted, self._tokenize(wanted), strict=True))
 
     def segment(source, position, offset):
-      part = ids[source, position][offset : offset + self._seq_len + 1]
+      part = ids[source, position][offset : offset + self._config.seq_len + 1]
       return Segment(part, reference=(source, position, offset))
 
     return [[segment(*reference) for reference in row] for row in bins]
 
 
 def progress(cursors: Mapping[str, Cursor], mixture: Mixture) -> dict[str, float]:
-  """Epochs of each source and documents split so far, of the streams of `cursors`, for metrics."""
+  """Epochs of each source, documents split and left out so far, of the streams of `cursors`."""
   taken = np.sum([cursor["positions"] for cursor in cursors.values()], axis=0)
   scale = mixture.streams / len(cursors)  # one host sees its own streams
   sizes = [len(documents) for documents in mixture.documents]
@@ -197,4 +186,15 @@ def progress(cursors: Mapping[str, Cursor], mixture: Mixture) -> dict[str, float
     f"epoch/{name}": round(float(t * scale / size), 4)
     for name, t, size in zip(mixture.names, taken, sizes, strict=True)
   }
-  return epochs | {"documents_split": sum(cursor["split"] for cursor in cursors.values())}
+  counts = {
+    f"documents_{key}": sum(cursor[key] for cursor in cursors.values())
+    for key in ("split", "filtered")
+  }
+  return epochs | counts
+
+
+def resumed_step(cursors: Mapping[str, Cursor] | None, config: DataConfig) -> int:
+  """How many batches were trained on when these cursors were saved; 0 without any."""
+  if not cursors:
+    return 0
+  return next(iter(cursors.values()))["rows"] // (config.batch_size // config.streams)

@@ -1,14 +1,20 @@
-"""The seqio face: a run's documents as a seqio Task, its tokenizer as a seqio Vocabulary.
+"""The seqio face: documents as a seqio Task and back, a tokenizer as a seqio Vocabulary.
 
 seqio brings TensorFlow, which takes seconds to import. Nothing on the way of a training run imports
 this module; it is the only one that imports seqio.
 """
 
-from collections.abc import Iterator, Mapping
+import importlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import seqio
 import tensorflow as tf
 
+from data import prompts, scores
+from data.benchmarks import Item
 from data.documents import Documents
 from data.tokenizer import Tokenizer
 
@@ -119,6 +125,119 @@ def register(name: str, splits: Mapping[str, Documents], tokenizer: Tokenizer) -
     ],
     output_features={"targets": seqio.Feature(Vocabulary(tokenizer), add_eos=True)},
   )
+
+
+def register_benchmark(
+  name: str,
+  task: str,
+  items: Sequence[Item],
+  encode: Callable[[str, str], tuple[Sequence[int], Sequence[int]]],
+  tokenizer: Tokenizer,
+) -> seqio.Task:
+  """Registers a multiple-choice task of `data.prompts.FORMS` for `seqio.Evaluator`, without shots.
+
+  An example is one choice of one item: `inputs` the prompt, `targets` the choice. Its metrics are
+  those of `data.scores`, of what the Evaluator's `score_fn` gives: the sum of the log-probabilities
+  of `targets` after `inputs`, an example each.
+
+  Args:
+    name: of the task, as in `register`.
+    items: from `data.benchmarks.read`.
+    encode: (context, continuation) -> the ids of both, which a model tokenizes together; for a run,
+      `train.requests.encode_pair` of its encoder.
+    tokenizer: whose ids they are.
+
+  Raises:
+    ValueError: the task generates, or has other metrics than of choices.
+  """
+  if task not in scores.CHOICES:
+    raise ValueError(f"{task!r} is no task of choices; there are {', '.join(scores.CHOICES)}.")
+  form = prompts.FORMS[task]
+  rows = []
+  for number, item in enumerate(items):
+    prompt = prompts.make(form, item)
+    for continuation in prompt.continuations:
+      before, after = encode(prompt.context, continuation)
+      rows.append({"inputs": before, "targets": after, "item": number})
+
+  def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+    del split, shuffle_files, seed
+    ids = tf.TensorSpec([None], tf.int32)
+    signature = {"inputs": ids, "targets": ids, "item": tf.TensorSpec([], tf.int32)}
+    return tf.data.Dataset.from_generator(lambda: iter(rows), output_signature=signature)
+
+  def metric(targets, scores):
+    sums: dict[int, list[float]] = {}
+    for number, score in zip(targets, scores, strict=True):
+      sums.setdefault(number, []).append(float(score))
+    return _summary(task, items, sums)
+
+  feature = seqio.Feature(Vocabulary(tokenizer), add_eos=False)
+  return seqio.TaskRegistry.add(
+    name,
+    source=seqio.FunctionDataSource(
+      dataset_fn=dataset, splits=("test",), num_input_examples={"test": len(rows)}
+    ),
+    preprocessors=[],
+    output_features={"inputs": feature, "targets": feature},
+    postprocess_fn=lambda target, example, is_target: int(example["item"]),
+    metric_fns=[metric],
+  )
+
+
+def _summary(task: str, items: Sequence[Item], sums: Mapping[int, Sequence[float]]):
+  form = prompts.FORMS[task]
+  each = [scores.CHOICES[task](form, items[number], sums[number]) for number in sorted(sums)]
+  return {name: estimate.value for name, estimate in scores.summarize(task, each).items()}
+
+
+def write(name: str, split: str, path: Path) -> Path:
+  """Writes a split of a registered Task or Mixture as JSONL of {"text"}, unless the file is there.
+
+  The text of an example is that of its features, inputs first, with a line break in between: what
+  the task keeps as `<feature>_pretokenized`, else the decoded ids.
+
+  Args:
+    name: of the task; `NAME@MODULE` imports a module first, which registers it.
+
+  Raises:
+    ValueError: no such task, module or split, or the split has no text.
+  """
+  if path.exists():
+    return path
+  name, _, module = name.partition("@")
+  try:
+    if module:
+      importlib.import_module(module)
+    task = seqio.get_mixture_or_task(name)
+    examples = task.get_dataset(None, split, shuffle=False, seed=0, num_epochs=1)
+  except (ImportError, ValueError) as error:
+    raise ValueError(
+      f"the source seqio:{name} can't be read: {error}. Register the task before the run, or name "
+      "the module that does: seqio:NAME@MODULE."
+    ) from error
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial, count = path.with_name(f"{path.name}.{os.getpid()}"), 0
+  with partial.open("w", encoding="utf-8") as file:
+    for example in examples.as_numpy_iterator():
+      if text := _text(example, task.output_features):
+        file.write(json.dumps({"text": text}) + "\n")
+        count += 1
+  if not count:
+    partial.unlink()
+    raise ValueError(f"the source seqio:{name} has no text in its split {split!r}.")
+  partial.replace(path)
+  return path
+
+
+def _text(example: Mapping, features: Mapping[str, seqio.Feature]) -> str:
+  parts = []
+  for feature in sorted(features, key=lambda f: (f != "inputs", f)):
+    if f"{feature}_pretokenized" in example:
+      parts.append(example[f"{feature}_pretokenized"].decode("utf-8"))
+    elif feature in example:
+      parts.append(features[feature].vocabulary.decode([int(i) for i in example[feature]]))
+  return "\n".join(part for part in parts if part)
 
 
 def _texts(documents: Documents) -> Iterator[str]:

@@ -1,7 +1,12 @@
-"""Tokenizers behind one interface, with an end-of-text id that no text can spell."""
+"""Tokenizers behind one interface, with an end-of-text id that no text can spell.
 
+python -m data.tokenizer train 'corpus/*.jsonl' tokenizer.json --vocab_size 65536
+"""
+
+import argparse
 import hashlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +17,8 @@ import tokenizers.decoders
 import tokenizers.models
 import tokenizers.pre_tokenizers
 import tokenizers.trainers
+
+from data import tiktoken_bpe
 
 
 class Tokenizer(Protocol):
@@ -35,32 +42,42 @@ class Tokenizer(Protocol):
 
 
 def load(path: str, eot: str) -> Tokenizer:
-  """Opens a Hugging Face `tokenizer.json` or a sentencepiece `.model`, by path or fsspec URL.
+  """Opens a tokenizer by path or fsspec URL, as the file's suffix says what it is.
 
   Args:
-    path: of the file.
+    path: a Hugging Face `tokenizer.json`, a sentencepiece `.model`, or tiktoken ranks,
+      `X.tiktoken`, with their pattern and special tokens in `X.json` beside it.
     eot: the name of the end-of-text token in its vocabulary.
 
   Raises:
     ValueError: the file is missing or of another kind, or has no such token.
   """
-  try:
-    with fsspec.open(path, "rb") as file:
-      data = file.read()
-  except OSError as error:
-    raise ValueError(f"data.tokenizer={path!r} cannot be read: {error}") from error
   if path.endswith(".json"):
-    return HuggingFaceTokenizer(data, eot)
+    return HuggingFaceTokenizer(_read(path), eot)
   if path.endswith(".model"):
-    return SentencePieceTokenizer(data, eot)
+    return SentencePieceTokenizer(_read(path), eot)
+  if path.endswith(".tiktoken"):
+    settings = path.removesuffix(".tiktoken") + ".json"
+    return tiktoken_bpe.RanksTokenizer(_read(path), _read(settings), eot)
   raise ValueError(
-    f"data.tokenizer={path!r} must end in .json (Hugging Face) or .model (sentencepiece), "
-    "or be 'train'."
+    f"data.tokenizer={path!r} must end in .json (Hugging Face), .model (sentencepiece) or "
+    ".tiktoken (ranks), or be 'train'."
   )
 
 
+def _read(path: str) -> bytes:
+  try:
+    with fsspec.open(path, "rb") as file:
+      return file.read()
+  except OSError as error:
+    raise ValueError(f"data.tokenizer={path!r} cannot be read: {error}") from error
+
+
 class HuggingFaceTokenizer:
-  """A `tokenizers` model. Special tokens in text are text: they are encoded as ordinary bytes."""
+  """A `tokenizers` model. Special tokens in text are text: they are encoded as ordinary bytes.
+
+  Its `definition` is the bytes of the file.
+  """
 
   def __init__(self, data: bytes, eot: str):
     try:
@@ -70,13 +87,13 @@ class HuggingFaceTokenizer:
     self._tokenizer.encode_special_tokens = True
     self._tokenizer.no_padding()
     self._tokenizer.no_truncation()
-    self._data, self._eot_name = data, eot
+    self._eot_name, self.definition = eot, data
     self.eot = _require(self._tokenizer.token_to_id(eot), eot)
     self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
     self.fingerprint = hashlib.blake2b(data, digest_size=8).hexdigest()
 
   def __reduce__(self):
-    return HuggingFaceTokenizer, (self._data, self._eot_name)
+    return HuggingFaceTokenizer, (self.definition, self._eot_name)
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -146,3 +163,46 @@ def train(texts: Iterator[str], vocab_size: int, eot: str, path: Path) -> None:
   partial = path.with_name(f"{path.name}.{os.getpid()}")
   partial.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
   partial.replace(path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command line: trains a tokenizer on documents. Returns the exit code."""
+  from data.documents import find, scan  # only here: workers import this file
+
+  parser = argparse.ArgumentParser(prog="python -m data.tokenizer", description=__doc__)
+  train_parser = parser.add_subparsers(dest="command", required=True).add_parser(
+    "train", help="train a byte-level BPE and write it as a Hugging Face tokenizer.json"
+  )
+  add = train_parser.add_argument
+  add("documents", help="a path, glob or fsspec URL of JSONL or text files")
+  add("out", type=Path, help="the file to write; must not exist yet")
+  add("--vocab_size", type=int, default=65_536, help="ids, the end of text included (%(default)s)")
+  add("--eot", default="<|endoftext|>", help="name of the end-of-text token (%(default)s)")
+  add("--max_bad_lines", type=int, default=1_000, help="malformed lines to skip (%(default)s)")
+  arguments = parser.parse_args(argv)
+  read = [0, 0]
+
+  def texts():
+    for _, text in scan(find(arguments.documents), arguments.max_bad_lines):
+      read[0], read[1] = read[0] + 1, read[1] + len(text)
+      if read[0] % 10_000 == 0:
+        print(f"\r{read[0]:,} documents, {read[1]:,} characters", end="", file=sys.stderr)
+      yield text
+
+  try:
+    if arguments.out.exists():
+      raise ValueError(f"{arguments.out} exists; choose another name, or remove it.")
+    train(texts(), arguments.vocab_size, arguments.eot, arguments.out)
+    made = load(str(arguments.out), arguments.eot)
+  except (OSError, ValueError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  print(
+    f"{arguments.out}: {made.vocab_size:,} ids from {read[0]:,} documents, {read[1]:,} characters. "
+    f"Use it with --config.data.tokenizer={arguments.out}"
+  )
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,11 +1,14 @@
 """The seqio face, held to seqio's own readers. Slow: TensorFlow takes seconds to import."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from data import documents, tokenizer
+from data import documents, sources, tokenizer
+from data.benchmarks import Item
+from data.config import DataConfig, SourceConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -107,3 +110,75 @@ def test_names_are_taken_once(tasks, trained, splits):
   tasks.register("straits_taken", splits, trained)
   with pytest.raises(ValueError, match="straits_taken"):
     tasks.register("straits_taken", splits, trained)
+
+
+def test_a_registered_task_is_a_source(tasks, seqio, trained, splits, tmp_path):
+  seqio.TaskRegistry.add(
+    "source_pairs",
+    source=seqio.FunctionDataSource(
+      dataset_fn=lambda split, shuffle_files, seed=None: tasks.tf.data.Dataset.from_tensor_slices(
+        {"inputs": ["2 + 2?", ""], "targets": ["four", "alone"]}
+      ),
+      splits=["train"],
+    ),
+    preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+    output_features={
+      name: seqio.Feature(tasks.Vocabulary(trained), add_eos=True, required=False)
+      for name in ("inputs", "targets")
+    },
+  )
+  tasks.register("source_documents", splits, trained)
+  tiny = {"tokenizer": "train", "vocab_size": 300, "eot": EOT, "seq_len": 16, "batch_size": 1}
+  tiny |= {"streams": 1, "workers": 0, "prefetch": 1, "max_segments": 4, "open_bins": 2}
+  tiny |= {"heldout_fraction": 0.0, "dedup_threshold": None, "max_bad_lines": 0}
+  config = DataConfig(
+    sources={
+      "pairs": SourceConfig("seqio:source_pairs", 1.0),
+      "documents": SourceConfig("seqio:source_documents", 1.0),
+    },
+    **tiny,
+  )
+  corpus = sources.open_corpus(config, tmp_path)
+  assert corpus.train["pairs"].read([0, 1]) == ["2 + 2?\nfour", "alone"]
+  assert corpus.train["documents"].read(range(3)) == TEXTS[:3]
+  wrong = dataclasses.replace(config, sources={"x": SourceConfig("seqio:none@no_module", 1.0)})
+  with pytest.raises(ValueError, match=r"seqio:none can't be read: No module named"):
+    sources.open_corpus(wrong, tmp_path)
+
+
+def test_a_benchmark_is_evaluated_by_seqio(tasks, seqio, trained):
+  items = [
+    Item("1", "The cat sat on", ("the mat.", "a"), 0),
+    Item("2", "x", ("naive", "a long wrong ending"), 0),
+    Item("3", "y", ("one", "two"), 1),
+  ]
+
+  def encode(context, continuation):
+    both, before = trained.encode_batch([context + continuation, context])
+    return before, both[len(before) :]
+
+  tasks.register_benchmark("hellaswag_seqio", "hellaswag", items, encode, trained)
+  # By item and choice; the second item is right only by length.
+  sums = {0: (-1.0, -2.0), 1: (-2.0, -3.0), 2: (-5.0, -1.0)}
+  seen = []
+
+  def score_fn(examples):
+    found = []
+    for number, example in examples.as_numpy_iterator():
+      seen.append([int(i) for i in example["decoder_target_tokens"] if i])
+      found.append((number, sums[number // 2][number % 2]))
+    return found
+
+  evaluator = seqio.Evaluator(
+    "hellaswag_seqio",
+    feature_converter=seqio.EncDecFeatureConverter(pack=False),
+    eval_split="test",
+  )
+  future = evaluator.evaluate(compute_metrics=True, score_fn=score_fn, predict_fn=lambda _: [])
+  found = future[0].result()["hellaswag_seqio"]
+  assert found["acc"] == pytest.approx(1.0)
+  # -2/5 against -3/19 a character: the longer one.
+  assert found["acc_norm"] == pytest.approx(2 / 3)
+  assert trained.decode(seen[0]) == " the mat."
+  with pytest.raises(ValueError, match="no task of choices"):
+    tasks.register_benchmark("x", "truthfulqa_gen", items, encode, trained)
