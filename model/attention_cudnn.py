@@ -5,7 +5,8 @@ the private primitives of `jax._src.cudnn.fused_attention_stablehlo`, by jax ver
 the offsets itself: jax 0.10.2 scales those of the keys by the queries' stride and so reads wrong
 keys under grouped queries (https://github.com/jax-ml/jax/pull/39521).
 
-The kernel's softmax statistics take B * max_segments * N * L * 4 bytes: keep max_segments small.
+The kernel has room in its softmax statistics for max_segments rows of every row, B * max_segments *
+N * L * 4 bytes. What is kept for the backward pass are the B * N * L of them that are a token's.
 """
 
 import dataclasses
@@ -72,15 +73,36 @@ def packed_layout(segment_ids_BL: jax.Array, max_segments: int):
   return lengths.reshape(B, max_segments), starts.reshape(B, max_segments + 1)
 
 
+def tokens_of_documents(stats_DNL: jax.Array, segment_ids_BL: jax.Array, max_segments: int):
+  """[N,B,L], a token's own, of [B * max_segments,N,L], a document a row from its first token on."""
+  B, L = segment_ids_BL.shape
+  real_BL = (segment_ids_BL > 0) & (segment_ids_BL <= max_segments)
+  begins_BL = real_BL & (segment_ids_BL != jnp.pad(segment_ids_BL, ((0, 0), (1, 0)))[:, :-1])
+  document_BL = jnp.cumsum(begins_BL.ravel()).reshape(B, L) - 1
+  at_BL = jax.lax.cummax(jnp.where(begins_BL, jnp.arange(L)[None], 0), axis=1)
+  offset_BL = jnp.arange(L)[None] - at_BL
+  stats_NBL = stats_DNL.transpose(1, 0, 2)[:, jnp.maximum(document_BL, 0), offset_BL]
+  return jnp.where(real_BL, stats_NBL, 0.0)
+
+
+def documents_of_tokens(stats_NBL: jax.Array, segment_ids_BL: jax.Array, max_segments: int):
+  """The inverse of `tokens_of_documents`, with zeros where no document has a token."""
+  B, L = segment_ids_BL.shape
+  lengths_BS, starts_BS = packed_layout(segment_ids_BL, max_segments)
+  lengths_D1 = lengths_BS.reshape(-1, 1)
+  token_DL = starts_BS.ravel()[: lengths_D1.size, None] + jnp.arange(L)[None]
+  stats_NDL = stats_NBL.reshape(-1, B * L)[:, jnp.minimum(token_DL, B * L - 1)]
+  inside_DL = jnp.arange(L)[None] < lengths_D1
+  return jnp.where(inside_DL[None], stats_NDL, 0.0).transpose(1, 0, 2)
+
+
 def cudnn_attention(q_BLNK, k_BLGK, v_BLGK, segment_ids_BL, *, max_segments, sliding_window):
   """Causal attention inside each segment, [B,L,N,K] like q; see `cudnn_refusal` for its limits.
 
   Padding comes out as zeros; a segment beyond `max_segments` as NaN, so that it can't pass unseen.
   """
   options = _Options(max_segments, sliding_window)
-  out_BLNK = _flash(options, q_BLNK, k_BLGK, v_BLGK, segment_ids_BL)
-  excess_BL11 = (segment_ids_BL > max_segments)[..., None, None]
-  return jnp.where(excess_BL11, jnp.asarray(jnp.nan, out_BLNK.dtype), out_BLNK)
+  return _flash(options, q_BLNK, k_BLGK, v_BLGK, segment_ids_BL)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -93,14 +115,18 @@ def _flash_forward(options, q_BLNK, k_BLGK, v_BLGK, segment_ids_BL):
   out_BLNK, stats = _library()._dot_product_attention_fwd_p.bind(
     *operands, **_parameters(options, q_BLNK), is_training=True
   )
-  out_BLNK = checkpoint_name(_zero_padding(out_BLNK, segment_ids_BL), "attention_out")
-  stats = checkpoint_name(stats, "attention_lse")
-  return out_BLNK, (q_BLNK, k_BLGK, v_BLGK, segment_ids_BL, out_BLNK, stats)
+  excess_BL11 = (segment_ids_BL > options.max_segments)[..., None, None]
+  out_BLNK = jnp.where(excess_BL11, jnp.nan, _zero_padding(out_BLNK, segment_ids_BL))
+  out_BLNK = checkpoint_name(out_BLNK.astype(q_BLNK.dtype), "attention_out")
+  stats_NBL = tokens_of_documents(stats, segment_ids_BL, options.max_segments)
+  stats_NBL = checkpoint_name(stats_NBL, "attention_lse")
+  return out_BLNK, (q_BLNK, k_BLGK, v_BLGK, segment_ids_BL, out_BLNK, stats_NBL)
 
 
 def _flash_backward(options, residuals, d_out_BLNK):
-  q_BLNK, k_BLGK, v_BLGK, segment_ids_BL, out_BLNK, stats = residuals
+  q_BLNK, k_BLGK, v_BLGK, segment_ids_BL, out_BLNK, stats_NBL = residuals
   operands = _operands(options, q_BLNK, k_BLGK, v_BLGK, segment_ids_BL)
+  stats = documents_of_tokens(stats_NBL, segment_ids_BL, options.max_segments)
   gradients = _library()._dot_product_attention_bwd_p.bind(
     *operands, stats, out_BLNK, d_out_BLNK, **_parameters(options, q_BLNK)
   )

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,17 @@ def stored_tensors(params: dict, config: ModelConfig) -> Iterator[tuple[str, np.
     yield tensor.name, tensor.to_stored(leaf if tensor.layer is None else leaf[tensor.layer])
 
 
-def read_params(stored: Mapping[str, np.ndarray], config: ModelConfig) -> dict:
+def read_params(
+  stored: Mapping[str, np.ndarray],
+  config: ModelConfig,
+  empty: Callable[[tuple[int, ...]], np.ndarray] | None = None,
+) -> dict:
   """Our fp32 parameters, numpy arrays, of a Hugging Face model's tensors; each is read once.
+
+  Args:
+    stored: {name: array}; one array is held at a time.
+    config: of the model.
+    empty: makes the fp32 array of a shape that a leaf is filled in; None for one in memory.
 
   Raises:
     ValueError: a tensor is missing, is of another shape, or is none of the architecture's.
@@ -143,7 +152,7 @@ def read_params(stored: Mapping[str, np.ndarray], config: ModelConfig) -> dict:
       "its architecture is not one that can be computed here."
     )
   specs = param_specs(config)
-  params = jax.tree.map(lambda spec: _empty(spec.shape), specs, is_leaf=is_spec)
+  params = jax.tree.map(lambda spec: (empty or _empty)(spec.shape), specs, is_leaf=is_spec)
   leaves = _by_path(params)
   for tensor in wanted:
     array = stored[tensor.name]
@@ -182,10 +191,12 @@ def _by_path(tree: dict) -> dict[str, Any]:
   }
 
 
-def load(directory: Path) -> tuple[ModelConfig, dict]:
-  """Config and fp32 parameters (numpy) of a directory; raises ValueError, see above."""
+def load(
+  directory: Path, empty: Callable[[tuple[int, ...]], np.ndarray] | None = None
+) -> tuple[ModelConfig, dict]:
+  """Config and fp32 parameters of a directory; see `read_params` for `empty` and errors."""
   config = to_model(read_json(directory / CONFIG))
-  return config, read_params(open_directory(directory), config)
+  return config, read_params(open_directory(directory), config, empty)
 
 
 def logits(params: dict, ids_BL: np.ndarray, config: ModelConfig) -> Iterator[np.ndarray]:

@@ -4,7 +4,7 @@ SmolLM and SmolLM2 are of Llama's architecture, Qwen2.5 of Qwen2's.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,4 +191,30 @@ def from_model(config: ModelConfig, max_positions: int) -> dict[str, Any]:
     "attention_bias": False,
     "torch_dtype": "float32",
     **window,
+  }
+
+
+def from_scorer(
+  config: ModelConfig, max_positions: int, dimensions: Sequence[str], scale: Mapping[str, Any]
+) -> dict[str, Any]:
+  """`from_model` of a trunk with scores: a sequence classification of one label a dimension.
+
+  Hugging Face's score has no bias and no scale, so that its logits are the raw scores without
+  their biases. What makes rewards of them is in "straits_reward".
+
+  Args:
+    config, max_positions: as of `from_model`.
+    dimensions: in the order of the scores.
+    scale: what is to be subtracted from the logits, the divisor, weight and temperature of each.
+  """
+  described = from_model(config, max_positions)
+  names = [f"{n.removesuffix('ForCausalLM')}ForSequenceClassification"
+           for n in described["architectures"]]  # fmt: skip
+  return described | {
+    "architectures": names,
+    "num_labels": len(dimensions),
+    "id2label": {str(i): name for i, name in enumerate(dimensions)},
+    "label2id": {name: i for i, name in enumerate(dimensions)},
+    "problem_type": "regression",
+    "straits_reward": dict(scale),
   }

@@ -55,6 +55,26 @@ def _project_backward(subscripts, reduce_in_fp32, out_dtype, residuals, grad):
 project.defvjp(_project_forward, _project_backward)
 
 
+def linear(
+  params: dict, name: str, subscripts: str, x: jax.Array, reduce_in_fp32: bool
+) -> jax.Array:
+  """`project` by the weight `name` of a block, plus its low-rank adapter where it has one.
+
+  The adapter (`model.lora`) adds scale * (x in) out, in the dtype of x.
+  """
+  out = project(subscripts, x, params[name], reduce_in_fp32)
+  adapter = params.get("lora", {}).get(name)
+  if adapter is None:
+    return out
+  inputs, outputs = subscripts.split("->")
+  x_axes, w_axes = inputs.split(",")
+  contracted = "".join(axis for axis in w_axes if axis in x_axes)
+  kept = "".join(axis for axis in w_axes if axis not in x_axes)
+  low_BLR = project(f"{x_axes},{contracted}R->BLR", x, adapter["in"], reduce_in_fp32)
+  update = project(f"BLR,R{kept}->{outputs}", low_BLR, adapter["out"], reduce_in_fp32)
+  return out + update * adapter["scale"].astype(x.dtype)
+
+
 def add_bias(x_BLNK: jax.Array, bias_NK: jax.Array) -> jax.Array:
   """Adds in fp32, so that the bias's gradient, a sum over all tokens, is in fp32 as well."""
   return (x_BLNK.astype(jnp.float32) + bias_NK[None, None]).astype(x_BLNK.dtype)
@@ -88,12 +108,17 @@ def qkv(params, x_BLD, positions_BL, config: ModelConfig, compute: ComputeConfig
   """Query [B,L,N,K], key and value [B,L,G,K] of a layer, rotated (and normed) for attention."""
   fp32 = compute.reduce_gradients_in_fp32
   # Named as they leave the matrix unit: the backward pass of the norm needs what went into it.
-  query_BLNK = project("BLD,DNK->BLNK", x_BLD, params["query_DNK"], fp32)
+  query_BLNK = linear(params, "query_DNK", "BLD,DNK->BLNK", x_BLD, fp32)
   query_BLNK = checkpoint_name(constrain(query_BLNK, "batch", "length", "heads", None), "query")
-  key_BLGK = project("BLD,DGK->BLGK", x_BLD, params["key_DGK"], fp32)
+  key_BLGK = linear(params, "key_DGK", "BLD,DGK->BLGK", x_BLD, fp32)
   key_BLGK = checkpoint_name(constrain(key_BLGK, "batch", "length", "kv_heads", None), "key")
-  value_BLGK = project("BLD,DGK->BLGK", x_BLD, params["value_DGK"], fp32)
+  value_BLGK = linear(params, "value_DGK", "BLD,DGK->BLGK", x_BLD, fp32)
   value_BLGK = checkpoint_name(constrain(value_BLGK, "batch", "length", "kv_heads", None), "value")
+  return finish_qkv(params, query_BLNK, key_BLGK, value_BLGK, positions_BL, config)
+
+
+def finish_qkv(params, query_BLNK, key_BLGK, value_BLGK, positions_BL, config: ModelConfig):
+  """Biases, norms and rotation of what the projections give."""
   if config.qkv_bias:
     query_BLNK = add_bias(query_BLNK, params["query_bias_NK"])
     key_BLGK = add_bias(key_BLGK, params["key_bias_GK"])
@@ -129,7 +154,7 @@ def attention_block(
 def attention_output(params, out_BLNK, compute: ComputeConfig):
   """Projects the heads' outputs back to the residual stream."""
   fp32 = compute.reduce_gradients_in_fp32
-  out_BLD = project("BLNK,NKD->BLD", out_BLNK, params["out_NKD"], fp32)
+  out_BLD = linear(params, "out_NKD", "BLNK,NKD->BLD", out_BLNK, fp32)
   return checkpoint_name(constrain(out_BLD, "batch", "length", None), "attention_proj")
 
 
@@ -137,9 +162,9 @@ def swiglu_block(params, x_BLD, config: ModelConfig, compute: ComputeConfig):
   """Pre-norm SwiGLU (https://arxiv.org/abs/2002.05202), without the residual."""
   fp32 = compute.reduce_gradients_in_fp32
   x_BLD = checkpoint_name(rms_norm(x_BLD, params["norm_D"], config.norm_eps), "mlp_norm")
-  gate_BLF = checkpoint_name(project("BLD,DF->BLF", x_BLD, params["gate_DF"], fp32), "mlp_gate")
-  up_BLF = checkpoint_name(project("BLD,DF->BLF", x_BLD, params["up_DF"], fp32), "mlp_up")
+  gate_BLF = checkpoint_name(linear(params, "gate_DF", "BLD,DF->BLF", x_BLD, fp32), "mlp_gate")
+  up_BLF = checkpoint_name(linear(params, "up_DF", "BLD,DF->BLF", x_BLD, fp32), "mlp_up")
   hidden_BLF = jax.nn.silu(gate_BLF) * up_BLF
   hidden_BLF = checkpoint_name(constrain(hidden_BLF, "batch", "length", "mlp"), "mlp_hidden")
-  out_BLD = project("BLF,FD->BLD", hidden_BLF, params["down_FD"], fp32)
+  out_BLD = linear(params, "down_FD", "BLF,FD->BLD", hidden_BLF, fp32)
   return constrain(out_BLD, "batch", "length", None)

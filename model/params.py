@@ -20,12 +20,14 @@ class ParamSpec:
     axes: a logical axis a dimension, which `model.sharding.RULES` maps to the mesh.
     std: standard deviation of the normal initialization; 0 means zeros.
     mean: the mean of the initialization (1 for norm scales).
+    trained: whether steps change it; what is frozen has no gradient and no optimizer state.
   """
 
   shape: tuple[int, ...]
   axes: tuple[str, ...]
   std: float = 0.0
   mean: float = 0.0
+  trained: bool = True
 
   def __post_init__(self):
     assert len(self.shape) == len(self.axes), (self.shape, self.axes)
@@ -97,6 +99,20 @@ def is_spec(leaf) -> bool:
 def map_specs(fn: Callable[[ParamSpec], object], specs: dict):
   """`jax.tree.map` over the specs of a tree."""
   return jax.tree.map(fn, specs, is_leaf=is_spec)
+
+
+def split_trained(specs: dict, tree: dict) -> tuple[dict, dict]:
+  """(trained, frozen): `tree` twice, with None for each leaf that is in the other."""
+  one = jax.tree.map(lambda s, x: x if s.trained else None, specs, tree, is_leaf=is_spec)
+  other = jax.tree.map(lambda s, x: None if s.trained else x, specs, tree, is_leaf=is_spec)
+  return one, other
+
+
+def join(trained: dict, frozen: dict) -> dict:
+  """What `split_trained` took apart."""
+  return jax.tree.map(
+    lambda t, f: f if t is None else t, trained, frozen, is_leaf=lambda x: x is None
+  )
 
 
 def init_params(specs: dict, seed: int) -> dict:

@@ -23,6 +23,8 @@ RULES: dict[str, tuple[str, ...]] = {
   "layers": (),
   "norm": (),
   "head_dim": (),
+  "rank": (),
+  "scores": (),
 }
 
 
@@ -102,6 +104,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, partition_spec(("batch", "length")))
 
 
+def row_sharding(mesh: Mesh) -> NamedSharding:
+  """Of a batch array [B, ...] that has no dimension of length: rows over data and fsdp."""
+  return NamedSharding(mesh, partition_spec(("batch",)))
+
+
 def batch_shards(mesh: Mesh) -> int:
   """In how many parts the rows of a batch are split."""
   return math.prod(mesh.shape[axis] for axis in RULES["batch"])
@@ -119,7 +126,7 @@ def host_rows(mesh: Mesh, rows: int) -> tuple[int, int]:
 
   Processes whose devices share rows (over context or tensor) get the same part.
   """
-  indices = NamedSharding(mesh, partition_spec(("batch",))).addressable_devices_indices_map((rows,))
+  indices = row_sharding(mesh).addressable_devices_indices_map((rows,))
   held = sorted({row for index in indices.values() for row in range(*index[0].indices(rows))})
   first, size = held[0], len(held)
   if held[-1] - first + 1 != size or rows % size or first % size:

@@ -44,6 +44,20 @@ def hidden_states(
     tokens_BL, segment_ids_BL, positions_BL: int32 [B,L], as `data.batch` documents them.
     config, compute: the architecture, and how to compute it.
   """
+  with jax.named_scope("embed"):
+    x_BLD = embed(params, tokens_BL, compute)
+  return decode(params, x_BLD, segment_ids_BL, positions_BL, config, compute)
+
+
+def decode(
+  params: dict,
+  x_BLD: jax.Array,
+  segment_ids_BL: jax.Array,
+  positions_BL: jax.Array,
+  config: ModelConfig,
+  compute: ComputeConfig,
+) -> jax.Array:
+  """`hidden_states` of embeddings [B,L,D] in place of tokens."""
 
   def layer(x_BLD, layer_params):
     with jax.named_scope("attention"):
@@ -54,8 +68,6 @@ def hidden_states(
       x_BLD += swiglu_block(layer_params["mlp"], x_BLD, config, compute)
     return x_BLD, None
 
-  with jax.named_scope("embed"):
-    x_BLD = embed(params, tokens_BL, compute)
   x_BLD = run_layers(remat(layer, compute), x_BLD, params["layers"], compute.scan_layers)[0]
   return rms_norm(x_BLD, params["final_norm_D"], config.norm_eps)
 

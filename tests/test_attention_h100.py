@@ -1,5 +1,6 @@
 """Attention of the 37B shape compiled for H100s that aren't here: `pytest -m peers` with `plan`."""
 
+import dataclasses
 import functools
 import re
 
@@ -10,7 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from model.attention import attention
 from model.sharding import MeshConfig, make_mesh
-from train.deviceless import compile_for, h100_devices, missing_packages
+from train.cluster import load_cluster
+from train.deviceless import compile_for, gpu_devices, missing_packages
 
 pytestmark = [
   pytest.mark.peers,
@@ -31,7 +33,7 @@ KERNELS = {
 @pytest.mark.parametrize("config", [MeshConfig(1, 8, 1, 1), MeshConfig(1, 4, 1, 2)])
 @pytest.mark.parametrize("implementation", KERNELS)
 def test_compiles_forward_and_backward_once_each(implementation, config):
-  mesh = make_mesh(config, h100_devices(nodes=1))
+  mesh = make_mesh(config, gpu_devices(load_cluster("h100"), nodes=1))
   rows = config.fsdp
 
   def abstract(dtype, *shape):
@@ -61,7 +63,8 @@ def test_compiles_forward_and_backward_once_each(implementation, config):
 
 
 def test_auto_takes_pallas_for_a_cluster_only_compiled_for():
-  mesh = make_mesh(MeshConfig(1, 2, 1, 1), h100_devices(nodes=1, gpus_a_node=2))
+  node = dataclasses.replace(load_cluster("h100"), gpus_a_node=2)
+  mesh = make_mesh(MeshConfig(1, 2, 1, 1), gpu_devices(node, nodes=1))
   q, ids = jnp.zeros((2, 256, 4, 64), jnp.float16), jnp.ones((2, 256), jnp.int32)
   with jax.set_mesh(mesh):
     jaxpr = jax.make_jaxpr(attention)(q, q, q, ids)

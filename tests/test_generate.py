@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.generate import generate, nucleus, sample
+from model.generate import generate, request_keys, rollout
 from model.params import param_specs
+from model.sampling import SamplingConfig, draw, process, settings
 from model.sharding import MeshConfig, make_mesh
 from model.transformer import forward
 from tests.build import compute_config, model_config, numpy_params
@@ -19,6 +20,7 @@ COMPUTE = compute_config()
 PROMPTS = np.array([[5, 9, 11, 2, 7], [8, 3, 0, 0, 0], [1, 4, 6, 0, 0]], np.int32)
 LENGTHS = np.array([5, 2, 3], np.int32)
 STEPS, NEVER = 8, -1
+FORWARD = jax.jit(functools.partial(forward, config=CONFIG, compute=COMPUTE))
 
 
 def run(prompts=PROMPTS, lengths=LENGTHS, *, temperature=0.0, top_p=1.0, stop_id=NEVER, seed=0):
@@ -42,17 +44,24 @@ def greedy():
   return run()
 
 
-def test_greedy_with_the_cache_equals_recomputing_every_prefix():
-  tokens, counts = greedy()
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_cache_equals_recomputing_every_prefix(temperature):
+  tokens, counts = run(temperature=temperature, top_p=0.9)
   total = PROMPTS.shape[1] + STEPS
-  logits = jax.jit(functools.partial(forward, config=CONFIG, compute=COMPUTE))
+  rows = settings([SamplingConfig(temperature, 0.9)], CONFIG.vocab_size)
+
+  @jax.jit
+  def next_token(params, ids, at, key):  # what lies behind is not seen: attention is causal
+    positions = jnp.arange(total, dtype=jnp.int32)[None]
+    logits = FORWARD(params, ids, jnp.ones_like(ids), positions)[:, at - 1]
+    return draw(process(logits, rows, None, None, jnp.zeros(1)), key[None], rows)[0]
+
   for row, length in enumerate(LENGTHS):
+    key = jax.random.fold_in(jax.random.key(0), row)
     ids = np.zeros((1, total), np.int32)
     ids[0, :length] = PROMPTS[row, :length]
     for step in range(STEPS):
-      at = length + step  # what lies behind is not seen: attention is causal
-      out = logits(PARAMS, ids, np.ones_like(ids), np.arange(total, dtype=np.int32)[None])
-      ids[0, at] = int(np.argmax(out[0, at - 1]))
+      ids[0, length + step] = next_token(PARAMS, ids, length + step, jax.random.fold_in(key, step))
     np.testing.assert_array_equal(tokens[row], ids[0, length : length + STEPS])
   np.testing.assert_array_equal(counts, STEPS)
   assert len(np.unique(tokens)) > 3
@@ -98,37 +107,29 @@ def test_sharded_generation_equals_one_device():
   np.testing.assert_array_equal(counts, greedy()[1])
 
 
-@pytest.mark.parametrize(
-  ("top_p", "kept"),
-  [
-    (0.05, [False, True, False, False]),
-    (0.5, [False, True, False, False]),
-    (0.51, [True, True, False, False]),  # the one that crosses is in
-    (0.76, [True, True, False, True]),
-    (1.0, [True] * 4),
-  ],
-)
-def test_the_nucleus_holds_the_token_that_crosses(top_p, kept):
-  probabilities = np.array([[0.25, 0.5, 0.125, 0.125 + 1e-3]], np.float32)
-  masked = nucleus(jnp.log(probabilities / probabilities.sum()), top_p)
-  if top_p == 0.5:  # exactly at the boundary, by powers of two
-    masked = nucleus(jnp.log(jnp.array([[0.25, 0.5, 0.125, 0.125]])), top_p)
-  np.testing.assert_array_equal(np.isfinite(masked[0]), kept)
-
-
-def test_sampled_frequencies_are_the_softmax_at_the_temperature():
-  logits = jnp.log(jnp.array([0.6, 0.3, 0.1]))
-  draws = 20_000
-  keys = jax.random.split(jax.random.key(0), draws)
-  for temperature, top_p in [(1.0, 1.0), (2.0, 1.0), (1.0, 0.7)]:
-    tokens = sample(jnp.tile(logits[None], (draws, 1)), keys, temperature, top_p)
-    expected = np.array([0.6, 0.3, 0.1]) ** (1 / temperature)
-    expected = expected * [1, 1, 0] if top_p < 1 else expected
-    frequencies = np.bincount(tokens, minlength=3) / draws
-    np.testing.assert_allclose(frequencies, expected / expected.sum(), atol=0.015)
-
-
-def test_temperature_zero_is_argmax():
-  logits = jax.random.normal(jax.random.key(0), (5, 20))
-  keys = jax.random.split(jax.random.key(1), 5)
-  np.testing.assert_array_equal(sample(logits, keys, 0.0, 0.1), np.argmax(logits, -1))
+def test_log_probs_are_those_of_the_model_before_any_filter():
+  rows = [SamplingConfig(0.7, 0.5, top_k=3, repetition_penalty=1.5), SamplingConfig(0.0, 1.0)]
+  out = rollout(
+    PARAMS,
+    PROMPTS[:2],
+    LENGTHS[:2],
+    request_keys(jax.random.key(0), np.arange(2)),
+    settings(rows, CONFIG.vocab_size),
+    np.array([[int(greedy()[0][1, 2])], [int(greedy()[0][1, 2])]], np.int32),
+    max_tokens=STEPS,
+    config=CONFIG,
+    compute=COMPUTE,
+  )
+  assert int(out.counts_B[1]) == 3 and bool(out.stopped_B[1])
+  for row, temperature in enumerate((0.7, 1.0)):
+    length, count = LENGTHS[row], int(out.counts_B[row])
+    ids = np.concatenate([PROMPTS[row, :length], out.tokens_BT[row]])[None].astype(np.int32)
+    positions = np.arange(ids.size)[None]
+    logits = FORWARD(PARAMS, ids, np.ones_like(ids), positions)
+    logits = np.asarray(logits, np.float64)[0, length - 1 : length - 1 + count]
+    for scores, divisor in ((out.log_probs_BT, temperature), (out.raw_log_probs_BT, 1.0)):
+      scaled = logits / divisor
+      expected = scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
+      expected = expected[np.arange(count), np.asarray(out.tokens_BT[row, :count])]
+      np.testing.assert_allclose(scores[row, :count], expected, atol=1e-5)
+      np.testing.assert_array_equal(scores[row, count:], 0)

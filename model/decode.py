@@ -1,0 +1,216 @@
+"""The decoder a few tokens at a time: weights laid out to be streamed, and a key-value cache.
+
+At batch 1 a token costs one pass over the weights, so they are cast once, a layer's arrays are its
+own (a scan over a stack would copy each layer's weights and cache out of it and back), and matrices
+that take the same input are one. The cache lies as the two products of attention read it.
+"""
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from model import lora
+from model.attention import attention
+from model.config import ComputeConfig, ModelConfig
+from model.layers import finish_qkv, rms_norm
+from model.sharding import constrain
+
+_SMALL = ("query_bias_NK", "key_bias_GK", "value_bias_GK", "query_norm_K", "key_norm_K")
+
+
+@flax.struct.dataclass
+class Cache:
+  """Keys [B,G,K,M] and values [B,G,M,K] of each layer, in the compute dtype."""
+
+  keys: tuple[jax.Array, ...]
+  values: tuple[jax.Array, ...]
+
+  @property
+  def length(self) -> int:
+    return self.values[0].shape[2]
+
+
+def empty_cache(batch: int, length: int, config: ModelConfig, compute: ComputeConfig) -> Cache:
+  lead, width = (batch, config.num_kv_heads), config.head_dim
+
+  def arrays(*shape):
+    empty = (jnp.zeros(lead + shape, compute.dtype) for _ in range(config.num_layers))
+    return tuple(constrain(x, "batch", "kv_heads", None, None) for x in empty)
+
+  return Cache(keys=arrays(width, length), values=arrays(length, width))
+
+
+def pad_cache(cache: Cache, length: int) -> Cache:
+  """The cache with room for `length` tokens more."""
+  return Cache(
+    keys=tuple(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, length))) for x in cache.keys),
+    values=tuple(jnp.pad(x, ((0, 0), (0, 0), (0, length), (0, 0))) for x in cache.values),
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute"))
+def prepare(params: dict, config: ModelConfig, compute: ComputeConfig) -> dict:
+  """The weights as the functions below take them: a copy in the compute dtype, adapters merged.
+
+  Prepare them once for many calls; each of the others takes only what this returns.
+
+  Args:
+    params: the tree of `model.params.param_specs(config)`, with adapters or without.
+  """
+  if lora.is_adapted(params):
+    params = lora.merge(params)
+  groups, heads = config.num_kv_heads, config.num_heads // config.num_kv_heads
+
+  def layer(index):
+    attention, mlp = (
+      {k: x[index] for k, x in params["layers"][b].items()} for b in ("attention", "mlp")
+    )
+    query_DGRK = attention["query_DNK"].reshape(config.d_model, groups, heads, config.head_dim)
+    others = (attention[name][:, :, None] for name in ("key_DGK", "value_DGK"))
+    # A group's query heads, key and value side by side, so that all are on the same device.
+    qkv_DGHK = jnp.concatenate([query_DGRK, *others], axis=2)
+    gate_up_DCF = jnp.stack([mlp["gate_DF"], mlp["up_DF"]], axis=1)
+    matrices = {
+      "qkv_DGHK": constrain(qkv_DGHK, "embed", "kv_heads", None, None),
+      "out_XD": constrain(attention["out_NKD"].reshape(-1, config.d_model), "heads", "embed"),
+      "gate_up_DCF": constrain(gate_up_DCF, "embed", None, "mlp"),
+      "down_FD": constrain(mlp["down_FD"], "mlp", "embed"),
+    }
+    small = {name: attention[name] for name in _SMALL if name in attention}
+    return {
+      **{name: x.astype(compute.dtype) for name, x in matrices.items()},
+      "attention_norm_D": attention["norm_D"],
+      "mlp_norm_D": mlp["norm_D"],
+      "small": small,
+    }
+
+  if config.tie_embeddings:
+    unembedding_DV = params["embedding_VD"].T
+  else:
+    unembedding_DV = params["unembedding_DV"]
+  return {
+    "embedding_VD": params["embedding_VD"].astype(compute.dtype),
+    "layers": tuple(layer(index) for index in range(config.num_layers)),
+    "final_norm_D": params["final_norm_D"],
+    "unembedding_DV": constrain(unembedding_DV, "embed", "vocab").astype(compute.dtype),
+  }
+
+
+def extend(
+  weights: dict,
+  cache: Cache,
+  tokens_BL: jax.Array,
+  positions_BL: jax.Array,
+  config: ModelConfig,
+) -> tuple[jax.Array, Cache]:
+  """Runs tokens at consecutive positions of each row: their hidden states [B,L,D], the new cache.
+
+  A token sees the cache up to and including its own position, so whatever lies behind (padding of
+  a shorter prompt, say) is never seen before it is overwritten. The L x M logits are all held at
+  one time; `prefill` is for long prompts.
+
+  Args:
+    weights: of `prepare`.
+    positions_BL: int32, of which the last is below the length of the cache.
+  """
+  distance_BLM = positions_BL[:, :, None] - jnp.arange(cache.length)[None, None, :]
+  mask_BLM = distance_BLM >= 0
+  if config.sliding_window is not None:
+    mask_BLM &= distance_BLM < config.sliding_window
+  # One place of a scatter for each row and group: of a single place XLA on the CPU makes an update
+  # of a slice, which it then does twice, for the cache and for the product, on copies of it.
+  rows_B11 = jnp.arange(len(tokens_BL))[:, None, None]
+  groups_1G1 = jnp.arange(config.num_kv_heads)[None, :, None]
+  places = (rows_B11, groups_1G1, positions_BL[:, None, :])
+
+  def attend(layer, query_BLNK, key_BLGK, value_BLGK):
+    rows, groups, at = places
+    key_BGLK, value_BGLK = key_BLGK.transpose(0, 2, 1, 3), value_BLGK.transpose(0, 2, 1, 3)
+    key_BGKM = cache.keys[layer].at[rows, groups, :, at].set(key_BGLK)
+    value_BGMK = cache.values[layer].at[rows, groups, at].set(value_BGLK)
+    return _attention(query_BLNK, key_BGKM, value_BGMK, mask_BLM, config), key_BGKM, value_BGMK
+
+  return _run(weights, tokens_BL, positions_BL, attend, config)
+
+
+def prefill(
+  weights: dict, tokens_BL: jax.Array, config: ModelConfig, compute: ComputeConfig
+) -> tuple[jax.Array, Cache]:
+  """Runs rows from position 0: hidden states [B,L,D], and a cache of their length.
+
+  Rows are padded on the right: what comes out there means nothing.
+  """
+  positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1])[None], tokens_BL.shape)
+
+  def attend(_, query_BLNK, key_BLGK, value_BLGK):
+    out_BLNK = attention(
+      query_BLNK,
+      key_BLGK,
+      value_BLGK,
+      jnp.ones_like(tokens_BL),
+      sliding_window=config.sliding_window,
+      logit_softcap=config.attention_softcap,
+      max_segments=compute.max_segments,
+    )
+    return out_BLNK, key_BLGK.transpose(0, 2, 3, 1), value_BLGK.transpose(0, 2, 1, 3)
+
+  return _run(weights, tokens_BL, positions_BL, attend, config)
+
+
+def _attention(query_BLNK, key_BGKM, value_BGMK, mask_BLM, config: ModelConfig):
+  """`model.attention.masked_attention` of a cache."""
+  B, L, N, K = query_BLNK.shape
+  query_BGRLK = query_BLNK.reshape(B, L, config.num_kv_heads, -1, K).transpose(0, 2, 3, 1, 4)
+  logits_BGRLM = K**-0.5 * jnp.einsum(
+    "BGRLK,BGKM->BGRLM", query_BGRLK, key_BGKM, preferred_element_type=jnp.float32
+  )
+  if config.attention_softcap is not None:
+    logits_BGRLM = config.attention_softcap * jnp.tanh(logits_BGRLM / config.attention_softcap)
+  logits_BGRLM = jnp.where(mask_BLM[:, None, None], logits_BGRLM, -jnp.inf)
+  weights_BGRLM = jax.nn.softmax(logits_BGRLM, axis=-1).astype(query_BLNK.dtype)
+  out_BGRLK = jnp.einsum(
+    "BGRLM,BGMK->BGRLK", weights_BGRLM, value_BGMK, preferred_element_type=jnp.float32
+  )
+  return out_BGRLK.transpose(0, 3, 1, 2, 4).reshape(B, L, N, K).astype(query_BLNK.dtype)
+
+
+def _run(weights, tokens_BL, positions_BL, attend, config: ModelConfig):
+  """All layers; `attend(layer, query, key, value)` gives the heads' outputs, keys and values."""
+  x_BLD = constrain(weights["embedding_VD"][tokens_BL], "batch", None, None)
+  keys, values = [], []
+  for index, layer in enumerate(weights["layers"]):
+    normed_BLD = rms_norm(x_BLD, layer["attention_norm_D"], config.norm_eps)
+    qkv_BLGHK = jnp.einsum("BLD,DGHK->BLGHK", normed_BLD, layer["qkv_DGHK"])
+    query_BLNK = qkv_BLGHK[:, :, :, :-2].reshape(*tokens_BL.shape, -1, config.head_dim)
+    query_BLNK, key_BLGK, value_BLGK = finish_qkv(
+      layer["small"],
+      query_BLNK,
+      qkv_BLGHK[:, :, :, -2],
+      qkv_BLGHK[:, :, :, -1],
+      positions_BL,
+      config,
+    )
+    out_BLNK, key_BGKM, value_BGMK = attend(index, query_BLNK, key_BLGK, value_BLGK)
+    keys.append(constrain(key_BGKM, "batch", "kv_heads", None, None))
+    values.append(constrain(value_BGMK, "batch", "kv_heads", None, None))
+    out_BLX = out_BLNK.reshape(*tokens_BL.shape, -1)
+    x_BLD += jnp.einsum("BLX,XD->BLD", out_BLX, layer["out_XD"])
+    normed_BLD = rms_norm(x_BLD, layer["mlp_norm_D"], config.norm_eps)
+    gate_up_BLCF = jnp.einsum("BLD,DCF->BLCF", normed_BLD, layer["gate_up_DCF"])
+    hidden_BLF = jax.nn.silu(gate_up_BLCF[:, :, 0]) * gate_up_BLCF[:, :, 1]
+    x_BLD += jnp.einsum("BLF,FD->BLD", hidden_BLF, layer["down_FD"])
+  x_BLD = rms_norm(x_BLD, weights["final_norm_D"], config.norm_eps)
+  return x_BLD, Cache(keys=tuple(keys), values=tuple(values))
+
+
+def token_logits(weights: dict, hidden_BD: jax.Array, config: ModelConfig) -> jax.Array:
+  """fp32 logits [B,V] of one hidden state a row, soft-capped where the config says so."""
+  out_BV = jnp.einsum(
+    "BD,DV->BV", hidden_BD, weights["unembedding_DV"], preferred_element_type=jnp.float32
+  )
+  out_BV = constrain(out_BV, "batch", "vocab")
+  if config.logit_softcap is not None:
+    out_BV = config.logit_softcap * jnp.tanh(out_BV / config.logit_softcap)
+  return out_BV
