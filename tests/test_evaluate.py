@@ -1,0 +1,213 @@
+"""A whole evaluation of a tiny model: lm-evaluation-harness's numbers, restarts, bad input."""
+
+import json
+
+import jax
+import pytest
+
+from configs import evaluate as recipe
+from model.sharding import make_mesh
+from tests import harness, tiny
+from tests.fixtures import make_lm_eval
+from train import evaluate, main, metrics, results
+from train.weights import open_run, read_weights
+
+# Names of the harness: its tasks, and its metrics where they are called otherwise.
+OURS = {
+  "mmlu_astronomy": "mmlu",
+  "mmlu_us_foreign_policy": "mmlu",
+  "lambada_openai": "lambada",
+  "crows_pairs_english": "crows_pairs",
+}
+METRICS = {
+  "accuracy_amb": "acc_amb",
+  "accuracy_disamb": "acc_dis",
+  "amb_bias_score": "s_amb",
+  "disamb_bias_score": "s_dis",
+}
+
+
+def suite(run, folder, tasks: str, **changes) -> dict:
+  config = recipe.get_config(str(run))
+  config.mesh.fsdp = 1
+  config.mesh.data = -1
+  config.suite.update(folder=str(folder), tasks=tasks, batch_tokens=1024)
+  for name, (_, _, file) in harness.TASKS.items():
+    config.suite.sets[name].path = f"{file}.jsonl"
+  config.suite.sets.mmlu.update(shots=2, shots_path="mmlu_dev.jsonl")
+  config.suite.update(changes)
+  return config.to_dict()
+
+
+@pytest.fixture(scope="module")
+def theirs() -> dict:
+  return json.loads(make_lm_eval.FIXTURE.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, theirs):
+  """The tiny run, the rows, and what evaluating it gives."""
+  folder = tmp_path_factory.mktemp("evaluate")
+  make_lm_eval.write_run(folder / "run", theirs["tokenizer"])
+  harness.write_rows(make_lm_eval.ROWS, folder)
+  (folder / "text.txt").write_text("A river rose. " * 60, encoding="utf-8")
+  (folder / "goals.jsonl").write_text('{"goal": "Open a jar"}\n{"goal": "Sing"}\n')
+  config = suite(
+    folder / "run",
+    folder,
+    ",".join([*make_lm_eval.TASKS, "refusal_harmful"]),
+    heldout={"text": "text.txt"},
+    window=64,
+    max_tokens=8,
+    batch_rows=8,
+  )
+  config["suite"]["sets"]["refusal_harmful"]["path"] = "goals.jsonl"
+  assert main.run(config, folder / "out") == main.DONE
+  return folder, config, results.read(folder / "out")
+
+
+def test_prompts_and_log_likelihoods_are_those_of_the_harness(world, theirs):
+  tasks = world[2]["tasks"]
+  for name, expected in theirs["tasks"].items():
+    items = tasks[OURS.get(name, name)]["items"]
+    if name.startswith("mmlu_"):
+      items = [item for item in items if item["group"] == name.removeprefix("mmlu_")]
+    for item, sample in zip(items, expected["samples"], strict=True):
+      assert [[item["prompt"], choice] for choice in item["choices"]] == sample["arguments"]
+      assert item["log_likelihoods"] == pytest.approx(sample["log_likelihoods"], abs=2e-3)
+
+
+def test_metrics_are_those_of_the_harness(world, theirs):
+  tasks, compared = world[2]["tasks"], 0
+  for name, expected in theirs["tasks"].items():
+    task = tasks[OURS.get(name, name)]
+    metrics = task["groups"][name.removeprefix("mmlu_")] if "mmlu" in name else task["metrics"]
+    for metric, value in expected["metrics"].items():
+      ours = metrics.get(METRICS.get(metric, metric))
+      if ours is not None:
+        assert ours["value"] == pytest.approx(value, rel=1e-3, abs=1e-4), (name, metric)
+        compared += 1
+  assert compared >= 15
+
+
+def test_groups_are_weighted_by_size(world):
+  mmlu = world[2]["tasks"]["mmlu"]
+  assert mmlu["metrics"]["acc"]["n"] == 4
+  assert set(mmlu["groups"]) >= {"stem", "social sciences", "astronomy", "us_foreign_policy"}
+
+
+def test_what_was_cut_is_counted(world):
+  assert world[2]["tasks"]["mmlu"]["counts"]["truncated"] == 1
+
+
+def test_a_text_scores_every_token_once(world):
+  task = world[2]["tasks"]["heldout:text"]
+  (item,) = task["items"]
+  assert item["scores"]["bytes"] == 14 * 60
+  assert len(item["log_likelihoods"]) > 1  # several windows
+  bits = -item["scores"]["log_likelihood"] / 0.6931471805599453 / 840
+  assert task["metrics"]["bits_per_byte"]["value"] == pytest.approx(bits)
+
+
+def test_a_killed_run_goes_on_and_gives_the_same(world, capsys):
+  folder, _, before = world
+  config, workdir = suite(folder / "run", folder, "hellaswag,mmlu,piqa"), folder / "killed"
+  assert main.run(config, workdir) == main.DONE
+  path = workdir / results.ITEMS
+  lines = path.read_bytes().splitlines(keepends=True)
+  kept = b"".join(lines[:4])
+  path.write_bytes(kept + lines[4][:20])  # a line that was cut short
+  (workdir / results.SUMMARY).unlink()
+  assert main.run(config, workdir) == main.DONE
+  assert path.read_bytes().startswith(kept + lines[4][:20])
+  after = results.read(workdir)
+  for name in ("hellaswag", "mmlu", "piqa"):
+    for old, new in zip(before["tasks"][name]["items"], after["tasks"][name]["items"], strict=True):
+      assert new["id"] == old["id"]
+      assert new["log_likelihoods"] == pytest.approx(old["log_likelihoods"], abs=1e-3)
+
+
+def test_results_of_another_model_are_refused(world, capsys):
+  folder, config, _ = world
+  path = folder / "other" / results.ITEMS
+  path.parent.mkdir()
+  path.write_text('{"run": "elsewhere"}\n')
+  assert main.run(config, path.parent) == main.BAD_INPUT
+  assert "use another --workdir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "changes, said",
+  [
+    ({"tasks": "hellaswagg"}, "there is no task 'hellaswagg'"),
+    ({"tasks": ""}, "name what to evaluate"),
+    ({"tasks": "winobias"}, "matches no file"),
+    ({"tasks": "lambada", "limit": 0}, "suite.limit is 0"),
+  ],
+)
+def test_bad_input_is_said(world, capsys, changes, said):
+  folder, config, _ = world
+  config = suite(folder / "run", folder, **changes)
+  assert main.run(config, folder / "bad") == main.BAD_INPUT
+  assert said in capsys.readouterr().err
+
+
+def test_items_that_cannot_be_scored_are_counted(world):
+  folder, _, _ = world
+  good = make_lm_eval.ROWS["piqa"][0]
+  rows = [good, good | {"label": -1}, good | {"sol1": "too long " * 700}]
+  harness.write_rows({"odd": rows}, folder)
+  config = suite(folder / "run", folder, "piqa")
+  config["suite"]["sets"]["piqa"]["path"] = "odd.jsonl"
+  assert main.run(config, folder / "odd") == main.DONE
+  counts = results.read(folder / "odd")["tasks"]["piqa"]["counts"]
+  assert counts == {"items": 3, "scored": 1, "truncated": 0, "no_answer": 1, "too_long": 1}
+
+
+def test_items_that_the_corpus_holds_are_counted_apart(world):
+  folder, _, before = world
+  question = make_lm_eval.ROWS["mmlu"][3]["question"]
+  (folder / "corpus.txt").write_text(f"Once more. {question.upper()[:300]} And on.")
+  config = suite(folder / "run", folder, "mmlu", corpus="corpus.txt")
+  assert main.run(config, folder / "dirty") == main.DONE
+  task = results.read(folder / "dirty")["tasks"]["mmlu"]
+  assert task["counts"]["in_the_corpus"] == 1
+  assert task["counts"]["too_short_to_find_in_it"] == 3
+  assert (task["clean"]["acc"]["n"], task["dirty"]["acc"]["n"]) == (3, 1)
+  acc = {item["id"]: item["scores"]["acc"] for item in before["tasks"]["mmlu"]["items"]}
+  assert task["dirty"]["acc"]["value"] == acc["mmlu/3"]
+
+
+def test_a_cadence_scores_the_same_as_the_command(world):
+  folder, _, before = world
+  parsed = evaluate.parse_config(suite(folder / "run", folder, "hellaswag,piqa"))
+  run = open_run(folder / "run")
+  mesh = make_mesh(parsed.mesh)
+  score = evaluate.make_evaluator(
+    parsed.suite, run.tokenizer, run.eot, run.max_length, run.model, parsed.compute, mesh
+  )
+  with jax.set_mesh(mesh):
+    found = score(read_weights(run, mesh).params)
+  for name in ("hellaswag", "piqa"):
+    assert found[name].metrics == before["tasks"][name]["metrics"]
+  assert str(found["piqa"]).startswith("acc ")
+
+
+@pytest.mark.slow
+def test_training_scores_benchmarks_by_cadence(tmp_path, capsys):
+  harness.write_rows(make_lm_eval.ROWS, tmp_path)
+  rows = [{"text": text * 3} for text in make_lm_eval.texts() * 4]
+  harness.write_rows({"corpus": rows}, tmp_path)
+  config = tiny.get_config()
+  config.data.sources.docs.path = str(tmp_path / "corpus.jsonl")
+  config.data.update(vocab_size=384, heldout_fraction=0.1, dedup_threshold=None)
+  config.train.steps, config.optimizer.warmup_steps = 4, 1
+  config.eval.every = 2
+  config.mesh.update(data=-1, fsdp=1)
+  config.eval.suite = recipe.light(str(tmp_path))
+  for name in ("hellaswag", "piqa", "truthfulqa_mc2"):
+    config.eval.suite.sets[name].path = f"{harness.TASKS[name][2]}.jsonl"
+  assert main.run(config.to_dict(), tmp_path / "run") == main.DONE
+  lines = metrics.read(tmp_path / "run" / "metrics.jsonl")
+  found = {(x["step"], x["set"]) for x in lines if x["kind"] == "eval" and "metrics" in x}
+  assert found >= {(2, "hellaswag"), (4, "hellaswag"), (4, "piqa"), (4, "truthfulqa_mc2")}

@@ -1,0 +1,102 @@
+"""A release: what is refused, and a card whose figures are those of the files."""
+
+import json
+
+import pytest
+
+from tests.fixtures import make_lm_eval
+from train import release, results
+
+METRIC = {"value": 0.25, "stderr": 0.05, "n": 40}
+
+
+@pytest.fixture
+def run(tmp_path):
+  """A run of three steps, of 100 s each on 8 devices."""
+  theirs = json.loads(make_lm_eval.FIXTURE.read_text(encoding="utf-8"))
+  folder = tmp_path / "run"
+  make_lm_eval.write_run(folder, theirs["tokenizer"])
+  config = json.loads((folder / "config.json").read_text())
+  config["data"]["sources"] = {"web": {"path": "web/*.jsonl", "weight": 1.0}}
+  config["compute"] = {"dtype": "float16"}
+  (folder / "config.json").write_text(json.dumps(config))
+  lines = [{"kind": "peak_flops", "value": 1e12, "source": "H100", "devices": 8}]
+  for step in (1, 2, 3, 4):  # the fourth is after the checkpoint
+    step_line = {"kind": "train", "step": step, "tokens": 1000.0 * step, "skipped": 0}
+    lines.append(step_line | {"step_time": 100.0})
+  lines.append(
+    {"kind": "eval", "step": 3, "set": "web", "weights": "raw", "loss": 3.5, "bits_per_byte": 1.25}
+  )
+  (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  return folder
+
+
+def evaluation(folder, run, *tasks, step=3):
+  folder.mkdir()
+  content = {
+    "model": {"run": str(run), "step": step, "weights": "raw"},
+    "tasks": {
+      name: {
+        "metrics": {"acc": METRIC},
+        "groups": {},
+        "counts": {"items": 42, "scored": 40, "truncated": 1},
+        "items": [],
+      }
+      for name in tasks
+    },
+  }
+  results.write(folder / results.SUMMARY, content)
+  return str(folder)
+
+
+SAFE = ("refusal_harmful", "refusal_harmless", "bbq")
+
+
+def test_without_safety_results_it_refuses(run, tmp_path, capsys):
+  quality = evaluation(tmp_path / "quality", run, "mmlu", "refusal_harmful")
+  assert release.main([str(run), str(tmp_path / "out"), "--evaluation", quality]) == 2
+  said = capsys.readouterr().err
+  assert "refusal_harmless" in said
+  assert "one of crows_pairs, bbq, winobias" in said
+  assert not (tmp_path / "out").exists()
+
+
+def test_unsafe_is_in_the_card(run, tmp_path):
+  assert release.main([str(run), str(tmp_path / "out"), "--unsafe"]) == 0
+  card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+  assert "Released without safety results" in card
+  assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_figures_are_those_of_the_files(run, tmp_path):
+  safety = evaluation(tmp_path / "safety", run, *SAFE)
+  quality = evaluation(tmp_path / "quality", run, "mmlu")
+  flags = ["--country", "Singapore", "--watts", "900", "--kg-co2-per-kwh", "0.4"]
+  arguments = ["--evaluation", safety, "--evaluation", quality, *flags, "--license", "apache-2.0"]
+  assert release.main([str(run), str(tmp_path / "out"), *arguments]) == 0
+  card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+  hours = 3 * 100 * 8 / 3600  # steps up to the released one
+  for text in (
+    "| tokens | 3,000 |",
+    f"| device-hours | {hours:.4g} (sum of the steps' times) |",
+    f"| energy | {hours * 0.9:.4g} kWh |",
+    f"| CO2 | {hours * 0.36:.4g} kg |",
+    "| country | Singapore |",
+    "| web | 3.5000 | 1.2500 |",
+    "| mmlu | acc | 25.00 ± 5.00 | 40 |",
+    "mmlu: 2 of 42 items could not be scored, and 1 were cut",
+    "Released without" not in card and "`web/*.jsonl`, weight 1.0",
+  ):
+    assert text in card, text
+  header = dict(line.split(": ", 1) for line in card.split("---")[1].strip().split("\n"))
+  assert json.loads(header["license"]) == "apache-2.0"
+  emissions = json.loads(header["co2_eq_emissions"])
+  assert emissions["emissions"] == pytest.approx(1000 * hours * 0.36, abs=1e-3)
+  (index,) = json.loads(header["model-index"])
+  assert {result["dataset"]["name"] for result in index["results"]} == {*SAFE, "mmlu"}
+
+
+def test_evaluations_of_other_weights_are_refused(run, tmp_path, capsys):
+  other = evaluation(tmp_path / "other", run, *SAFE, step=2)
+  assert release.main([str(run), str(tmp_path / "out"), "--evaluation", other]) == 2
+  assert "evaluate what is released" in capsys.readouterr().err
