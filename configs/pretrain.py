@@ -62,6 +62,8 @@ def get_config() -> ConfigDict:
         "prefetch": 2,
         "max_segments": 256,
         "open_bins": 64,
+        "min_tokens": 0,
+        "max_tokens": placeholder(int),
         "heldout_fraction": 0.001,
         "dedup_threshold": placeholder(float),
         "max_bad_lines": 1_000,
@@ -83,11 +85,18 @@ def get_config() -> ConfigDict:
         "microbatches": 16,
         "max_skipped": 50,
         "init_from": placeholder(str),
+        "xla_profile": "none",
         "xla_options": {},
       },
       "average": {"fraction": 0.1, "every": 1_000},
       "checkpoint": {"every": 1_000, "keep_last": 3, "keep_every": 10_000, "verify": True},
-      "eval": {"every": 1_000, "batch_size": 64, "stride": 4_096, "files": placeholder(str)},
+      "eval": {
+        "every": 1_000,
+        "batch_size": 64,
+        "stride": 4_096,
+        "files": placeholder(str),
+        "suite": None,  # benchmarks at the same steps: see configs/evaluate.py
+      },
       "log": {"every": 10, "profile_every": 1_000, "peak_flops": placeholder(float)},
       "sample": {
         "prompts": ("The most important thing about", "In 1969,", "To solve the equation, first"),

@@ -22,6 +22,9 @@ def get_config() -> ConfigDict:
   )
   # What fits in 71 GiB and saves the most recomputation for its bytes: docs/plan.md.
   config.compute.update(
+    scan_layers=False,  # a loop's ends hide no collective; compiles for minutes, once
+    attention="cudnn",  # before the run, check it on a node: python -m pytest tests/test_gpu.py
+    max_segments=32,
     remat="selective",
     remat_save=(
       "key",
@@ -35,6 +38,7 @@ def get_config() -> ConfigDict:
     loss_chunks=2,
   )
   config.mesh.update(data=1, fsdp=128)
+  config.data.max_segments = 32  # the kernel launches for that many documents a row
   config.data.sources = {
     # The weights are ours; the source names the kinds alone.
     "commoncrawl": {"path": "corpus/commoncrawl/*.jsonl", "weight": 0.70},
@@ -44,13 +48,6 @@ def get_config() -> ConfigDict:
   }
   config.train.steps = 214_577  # 1.8e12 tokens / 8,388,608
   config.train.microbatches = 8  # one row of 8,192 tokens a GPU
-  config.train.xla_options = {
-    # One reduction a weight: merged, they would wait for the layer's last and hide behind nothing.
-    "xla_gpu_reduce_scatter_combine_threshold_bytes": 1,
-    # Percent of 4/5 of the device's memory, together 71 GiB. Near the limit, at 95 already, XLA
-    # recomputes matrix products and no longer overlaps. Start the processes with
-    # XLA_PYTHON_CLIENT_MEM_FRACTION=0.9, which reserves as much.
-    "xla_gpu_memory_limit_slop_factor": 112,
-  }
+  config.train.xla_profile = "h100"
   config.eval.batch_size = 128
   return config

@@ -125,7 +125,9 @@ def gemm_seconds(gemm: Gemm, cluster: Cluster) -> float:
     return useful / (math.ceil(tiles / sms) * sms) * k / (k + c["gemm_depth"])
 
   relative = curve(gemm.batch, gemm.m, gemm.n, gemm.k) / curve(1, 8192, 8192, 8192)
-  rate = cluster.peak_flops * min(c["gemm_efficiency"] * relative, 0.76)
+  rate = cluster.peak_flops * min(
+    c["gemm_efficiency"] * relative, cluster.bounds["gemm_efficiency"]
+  )
   return gemm.flops / rate
 
 
@@ -201,10 +203,10 @@ def attention_kernel(instruction: Instruction, inside: Computation) -> tuple[flo
 
 def _dots(instruction: Instruction, inside: Computation, module: Module):
   """The matrix products in an instruction, with the computation that each stands in."""
-  if instruction.opcode == "dot":
+  if instruction.opcode == "dot" or (
+    instruction.opcode == "custom-call" and "__cublas" in (instruction.custom_target or "")
+  ):
     yield instruction, inside
-  elif instruction.opcode == "custom-call" and "gemm" in (instruction.custom_target or ""):
-    yield instruction, inside  # cuBLAS, whose dimensions are in its attributes like a dot's
   elif (called := instruction.called("calls")) in module.computations:
     for inner in module.computations[called]:
       yield from _dots(inner, module.computations[called], module)

@@ -1,4 +1,4 @@
-"""Compile for H100s on a machine without one: a topology of devices that exist only to XLA.
+"""Compile for GPUs on a machine without one: a topology of devices that exist only to XLA.
 
 Needs the `plan` extra (the CUDA plugin and ptxas), no driver and no cuDNN. XLA then skips
 autotuning, so the kernels that it picks can differ from those it would find best on a GPU.
@@ -10,20 +10,21 @@ import os
 import jax
 from jax.experimental import topologies
 
-# GpuTargetConfigProto of XLA in text, from NVIDIA's H100 SXM data sheet and CUDA's limits for
-# compute capability 9.0. The scheduler reads `device_memory_size`: pass what a run may really use.
-H100_SXM = """
+from train.cluster import Cluster
+
+# GpuTargetConfigProto of XLA in text. The scheduler reads `device_memory_size`.
+TARGET = """
 gpu_device_info {{
-  cuda_compute_capability {{ major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }}
-  core_count: 132
-  fpus_per_core: 128
-  clock_rate_ghz: 1.98
+  cuda_compute_capability {{ major: {major} minor: {minor} {feature} }}
+  core_count: {core_count}
+  fpus_per_core: {fpus_per_core}
+  clock_rate_ghz: {clock_rate_ghz}
   device_memory_size: {memory_bytes}
-  memory_bandwidth: 3352000000000
-  l2_cache_size: 52428800
-  shared_memory_per_core: 233472
+  memory_bandwidth: {memory_bandwidth}
+  l2_cache_size: {l2_cache_size}
+  shared_memory_per_core: {shared_memory_per_core}
   shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
+  shared_memory_per_block_optin: {shared_memory_per_block_optin}
   registers_per_core_limit: 65536
   registers_per_block_limit: 65536
   threads_per_warp: 32
@@ -36,9 +37,22 @@ gpu_device_info {{
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 }}
 runtime_version {{ major: 12 minor: 9 }}
-device_description_str: "NVIDIA H100 80GB HBM3"
+device_description_str: "{description}"
 """
-H100_MEMORY_BYTES = 84_942_979_072
+
+
+def target_config(cluster: Cluster) -> str:
+  """What XLA asks of a GPU, as text of its protocol buffer."""
+  major, minor = cluster.target["compute_capability"]
+  return TARGET.format(
+    **cluster.target,
+    major=major,
+    minor=minor,
+    # wgmma and the like, which a program for one architecture alone may use
+    feature="feature_extension: ACCELERATED_FEATURES" if major >= 9 else "",
+    memory_bytes=cluster.memory_bytes,
+    memory_bandwidth=int(cluster.facts["hbm_bytes_per_second"]),
+  )
 
 
 def missing_packages() -> list[str]:
@@ -47,22 +61,22 @@ def missing_packages() -> list[str]:
   return [name for name in modules if not _importable(name)]
 
 
-def h100_devices(nodes: int, gpus_a_node: int = 8, memory_bytes: int = H100_MEMORY_BYTES) -> list:
-  """Devices of `nodes` H100 machines, to build a mesh of and compile for.
+def gpu_devices(cluster: Cluster, nodes: int) -> list:
+  """Devices of `nodes` machines of a cluster, to build a mesh of and compile for.
 
   Raises ValueError, naming them, where packages of the `plan` extra are missing.
   """
   if missing := missing_packages():
     raise ValueError(
-      f"compiling for H100 needs {', '.join(missing)}; install them: pip install -e '.[plan]'."
+      f"compiling for GPUs needs {', '.join(missing)}; install them: pip install -e '.[plan]'."
     )
   # Without it the plugin looks for a driver and gives up.
   os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
   topology = topologies.get_topology_desc(
-    topology_name="h100",
+    topology_name=cluster.target["description"],
     platform="cuda",
-    target_config=H100_SXM.format(memory_bytes=memory_bytes),
-    topology=f"1x{nodes}x{gpus_a_node}",
+    target_config=target_config(cluster),
+    topology=f"1x{nodes}x{cluster.gpus_a_node}",
   )
   return topology.devices
 

@@ -24,17 +24,21 @@ COLLECTIVES = (
   "ragged-all-to-all",
 )
 
+# Functions of ours that many lines call: the caller's line says more.
+HELPERS = ("linear", "project", "_project_forward", "_project_backward")
+
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$", re.DOTALL)
-_ARRAY = re.compile(r"\b([a-z]+[0-9]*(?:e[0-9]+m[0-9]+\w*)?)\[([0-9,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]+[0-9]*(?:e[0-9]+m[0-9]+\w*)?)\[([0-9,]*)\](\{[^{}]*S\(5\)[^{}]*\})?")
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-  """The type of one array of a result."""
+  """The type of one array of a result; `on_host`, XLA's memory space 5, is pinned host memory."""
 
   dtype: str
   shape: tuple[int, ...]
+  on_host: bool = False
 
   @property
   def size(self) -> int:
@@ -73,10 +77,21 @@ class Instruction:
     kind = self.opcode.removesuffix("-start")
     return kind if kind in COLLECTIVES else None
 
+  @property
+  def host_bytes(self) -> int:
+    """What it moves between host and device, of a start that says so in its type; else 0."""
+    if not any(array.on_host for array in self.arrays):
+      return 0
+    return max((a.nbytes for a in self.arrays if not a.on_host), default=0)
+
   @functools.cached_property
   def trip_count(self) -> int:
     """How often the body of a while loop runs; 1 where XLA could not tell."""
     return int(self._match(r'"known_trip_count":\{"n":"(\d+)"\}') or 1)
+
+  @property
+  def has_trip_count(self) -> bool:
+    return "known_trip_count" in self.attributes
 
   def called(self, attribute: str) -> str | None:
     """The computation under an attribute: `calls`, `body`, `to_apply`."""
@@ -96,8 +111,11 @@ class Instruction:
     return self._match(r'custom_call_target="([^"]*)"')
 
   def dimensions(self, attribute: str) -> tuple[int, ...]:
-    """Integers of an attribute such as `lhs_contracting_dims={1,2}`."""
-    listed = self._match(rf"\b{attribute}=\{{([0-9,]*)\}}") or ""
+    """Integers of an attribute such as `lhs_contracting_dims={1,2}`, or, of cuBLAS, as in JSON."""
+    listed = self._match(rf"\b{attribute}=\{{([0-9,]*)\}}")
+    if listed is None:
+      name = attribute.replace("_dims", "_dimensions")
+      listed = (self._match(rf'"{name}":\[([0-9",]*)\]') or "").replace('"', "")
     return tuple(int(d) for d in listed.split(",") if d)
 
   def groups(self, devices: int) -> np.ndarray:
@@ -136,22 +154,23 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-  """A whole program; `frames` maps a stack frame's id to its (file, line, parent id)."""
+  """A whole program; `frames` maps a stack frame's id to its (file, line, function, parent id)."""
 
   computations: Mapping[str, Computation]
   entry: Computation
-  frames: Mapping[int, tuple[str, int, int]]
+  frames: Mapping[int, tuple[str, int, str, int]]
 
   def source(self, instruction: Instruction, within: str = "") -> str:
-    """ "file.py:12", the innermost line whose path contains `within`; "" where none is known."""
+    """ "file.py:12", the innermost line whose path contains `within` and that no `HELPERS` is on.
+
+    "" where none is known.
+    """
     found = re.search(r"\bstack_frame_id=(\d+)", instruction.attributes)
     frame = int(found.group(1)) if found else 0
     while frame in self.frames:
-      file, line, parent = self.frames[frame]
-      if within in file:
+      file, line, function, parent = self.frames[frame]
+      if within in file and function not in HELPERS:
         return f"{'/'.join(file.split('/')[-2:])}:{line}"
-      if parent == frame:
-        break
       frame = parent
     return ""
 
@@ -182,8 +201,8 @@ def _instruction(root: str | None, name: str, rest: str) -> Instruction:
   opening = rest.index("(")
   closing = _closing(rest, opening)
   arrays = tuple(
-    Array(dtype, tuple(int(d) for d in dims.split(",") if d))
-    for dtype, dims in _ARRAY.findall(kind)
+    Array(dtype, tuple(int(d) for d in dims.split(",") if d), bool(space))
+    for dtype, dims, space in _ARRAY.findall(kind)
   )
   inside = rest[opening + 1 : closing]
   operands = tuple(re.findall(r"%([\w.\-]+)", inside))
@@ -202,7 +221,7 @@ def _closing(text: str, opening: int) -> int:
   return len(text)
 
 
-def _frames(text: str) -> dict[int, tuple[str, int, int]]:
+def _frames(text: str) -> dict[int, tuple[str, int, str, int]]:
   """The tables of source lines that stand before the computations."""
 
   def section(name, pattern):
@@ -210,14 +229,18 @@ def _frames(text: str) -> dict[int, tuple[str, int, int]]:
     return re.findall(pattern, found.group(1), re.MULTILINE) if found else []
 
   files = dict(section("FileNames", r'^(\d+) "(.*)"$'))
+  functions = dict(section("FunctionNames", r'^(\d+) "(.*)"$'))
   locations = {
-    number: (files.get(file, ""), int(line))
-    for number, file, line in section(
-      "FileLocations", r"^(\d+) \{file_name_id=(\d+).*?\bline=(\d+)"
+    number: (files.get(file, ""), int(line), functions.get(function, ""))
+    for number, file, function, line in section(
+      "FileLocations", r"^(\d+) \{file_name_id=(\d+) function_name_id=(\d+) line=(\d+)"
     )
   }
   frames = section("StackFrames", r"^(\d+) \{file_location_id=(\d+) parent_frame_id=(\d+)\}")
-  return {int(n): (*locations.get(where, ("", 0)), int(parent)) for n, where, parent in frames}
+  # XLA writes the parent's id plus one, so that 1 says there is none.
+  return {
+    int(n): (*locations.get(where, ("", 0, "")), int(parent) - 1) for n, where, parent in frames
+  }
 
 
 def parse_groups(attributes: str, devices: int) -> np.ndarray:

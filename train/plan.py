@@ -2,6 +2,9 @@
 
   python -m train.plan --config configs/pretrain_37b.py
   python -m train.plan --config configs/pretrain_37b.py --json plan.json --hlo step.txt
+  python -m train.plan --config configs/pretrain_37b.py --search --html search.html
+  python -m train.plan --compare runs/quickstart --cluster cpu
+  python -m train.plan --validate
 
 Compiles the training step itself for the config's mesh, and walks the compiled program with a model
 of the cluster's GPUs and links; `train/cost.py` says how, docs/plan.md what it found. Compiling for
@@ -14,6 +17,7 @@ Exit codes: 0 done, 2 bad input.
 import functools
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,14 +28,18 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from model.params import count, flops_per_token, param_specs
-from train import hlo, pretrain
+from train import compare, hlo, plan_page, pretrain, search, validate
 from train.cluster import Cluster, load_cluster
 from train.config import PretrainConfig
+from train.plan_text import render
 from train.program import Program, compile_program, memory
 from train.schedule import Estimate, estimate, sensitivity
+from train.workdir import write_atomically
+from train.xla import cache_folder, check_flags
 
 DONE, BAD_INPUT = 0, 2
 GIB = 2**30
+ALIGNED = 64  # elements: what a tensor core's tile is wide, in fp16
 
 
 def make_plan(config: PretrainConfig, program: Program, cluster: Cluster) -> dict[str, Any]:
@@ -41,20 +49,24 @@ def make_plan(config: PretrainConfig, program: Program, cluster: Cluster) -> dic
   tokens = config.data.batch_size * config.data.seq_len
   causal, _ = flops_per_token(config.model, config.data.seq_len)
   step = estimate(module, program.mesh, cluster)
+  timed_here = program.on_gpu or cluster.platform == "cpu"  # it knows the kernels
   plan = {
     "params": count(param_specs(config.model)),
     "flops_per_token": causal,
     "devices": devices,
     "mesh": program.mesh,
     "cluster": cluster.name,
+    "country": cluster.country,
     "compiled_for": "gpu" if program.on_gpu else "virtual cpu",
     "memory": memory(module, program, cluster),
-    "collectives": collectives(step, program.on_gpu),
+    "collectives": collectives(step, timed_here),
+    "host_copy_bytes": step.host_bytes,
+    "storage": storage(config, program, cluster),
     "steps": config.train.steps,
     "compile_seconds": program.compile_seconds,
   }
   timed = dict.fromkeys(TIMED)
-  if program.on_gpu:
+  if timed_here:
     peak = cluster.peak_flops * devices
     ranges = {
       name: [
@@ -69,7 +81,7 @@ def make_plan(config: PretrainConfig, program: Program, cluster: Cluster) -> dic
       for end, values in range_ends(cluster).items()
     }
   plan |= timed
-  plan["warnings"] = warnings(plan, program, step)
+  plan["warnings"] = warnings(plan, config, program, step)
   return plan
 
 
@@ -112,7 +124,7 @@ def timing(
   }
 
 
-def collectives(step: Estimate, on_gpu: bool) -> list[dict[str, Any]]:
+def collectives(step: Estimate, timed: bool) -> list[dict[str, Any]]:
   """A line for each kind of traffic from one place, the most exposed first; bytes of one step."""
   lines: dict[tuple, dict[str, Any]] = {}
   for entry in step.collectives:
@@ -138,13 +150,15 @@ def collectives(step: Estimate, on_gpu: bool) -> list[dict[str, Any]]:
     line["bytes"] += entry.count * t.nbytes
     line["seconds"] += entry.seconds
     line["exposed_seconds"] += entry.exposed_seconds
-  if not on_gpu:
+  if not timed:
     for line in lines.values():
       line["seconds"] = line["exposed_seconds"] = None
   return sorted(lines.values(), key=lambda line: (-(line["exposed_seconds"] or 0), -line["bytes"]))
 
 
-def warnings(plan: Mapping[str, Any], program: Program, step: Estimate) -> list[str]:
+def warnings(
+  plan: Mapping[str, Any], config: PretrainConfig, program: Program, step: Estimate
+) -> list[str]:
   """What a reader should look at before renting the cluster."""
   found = []
   half = ("f16", "bf16")
@@ -164,6 +178,18 @@ def warnings(plan: Mapping[str, Any], program: Program, step: Estimate) -> list[
   for path, size in program.replicated:
     if size > 64 * 2**20:
       found.append(f"{path}, {size / GIB:.2f} GiB, is whole on every device.")
+  tensor = program.mesh["tensor"]
+  for name in ("d_model", "d_ff", "vocab_size", "head_dim"):
+    size = getattr(config.model, name)
+    part = size // tensor if name in ("d_ff", "vocab_size") else size
+    if part % ALIGNED:
+      found.append(
+        f"model.{name}: {part} a device is padded to a multiple of {ALIGNED} in products."
+      )
+  if step.unknown_loops:
+    found.append(
+      f"{step.unknown_loops} loops of the program do not say how often they run, and count once."
+    )
   if not program.on_gpu:
     return found
   total = sum(step.flops.values())
@@ -176,84 +202,83 @@ def warnings(plan: Mapping[str, Any], program: Program, step: Estimate) -> list[
   return found
 
 
-def render(plan: Mapping[str, Any]) -> str:
-  """The plan as text for a terminal."""
-  lines = [
-    f"{plan['params'] / 1e9:.2f}B parameters on {plan['devices']} devices, mesh {plan['mesh']}: "
-    f"{plan['cluster']}",
-    f"compiled for {plan['compiled_for']} in {plan['compile_seconds']:.1f} s",
-    "",
-    "Memory a device, GiB",
-  ]
-  for name, size in plan["memory"]["by_category"].items():
-    lines.append(f"  {name:<14}{size / GIB:>8.2f}")
-  peak, usable = plan["memory"]["peak_bytes"], plan["memory"]["usable_bytes"]
-  if peak is not None:
-    of = f"of {usable / GIB:.1f} usable, {plan['memory']['device_bytes'] / GIB:.1f} on the device"
-    lines.append(f"  {'peak':<14}{peak / GIB:>8.2f}   {of}")
-  lines += ["", "Collectives of a step"]
-  heads = ("op", "dtype", "axis", "link", "count", "GB", "seconds", "exposed", "source")
-  form = "  {:<16}{:<6}{:<10}{:<12}{:>6}{:>9}{:>9}{:>9}  {}"
-  lines.append(form.format(*heads))
-  for c in plan["collectives"]:
-    seconds, exposed = (_number(c[k], 2) for k in ("seconds", "exposed_seconds"))
-    row = (c["op"], c["dtype"], c["axis"], c["link"], c["count"], f"{c['bytes'] / 1e9:,.2f}")
-    lines.append(form.format(*row, seconds, exposed, c["source"]))
-  if plan["step_seconds"] is not None:
-    lines += ["", *_render_times(plan)]
-  lines += ["", *(f"warning: {warning}" for warning in plan["warnings"])]
-  if plan["compiled_for"] == "gpu":
-    lines.append(
-      "note: XLA skips autotuning without a GPU, so the kernels there can be others, faster ones."
-    )
-  else:
-    lines.append(
-      "note: without the plan extra (pip install -e '.[plan]') there is no GPU program: the peak "
-      "memory, times, overlap, GPU kernels and warnings about collectives are missing, and the CPU "
-      "compiler widens fp16, and makes an all-reduce where a GPU has a reduce-scatter."
-    )
-  return "\n".join(lines)
+def storage(config: PretrainConfig, program: Program, cluster: Cluster) -> dict[str, Any]:
+  """Checkpoints: bytes of one, how many are kept at the end, and seconds to write one."""
+  devices = math.prod(program.mesh.values())
+  state = sum(program.state.values()) * devices
+  replicated = sum(size for _, size in program.replicated) * (devices - 1)
+  one = state - replicated
+  every = config.checkpoint.keep_every
+  kept = config.checkpoint.keep_last + (config.train.steps // every if every else 0)
+  return {
+    "checkpoint_bytes": one,
+    "kept": kept,
+    "total_bytes": one * kept,
+    "write_seconds": one / cluster.facts["storage_bytes_per_second"],
+    "every_steps": config.checkpoint.every,
+  }
 
 
-def _render_times(plan: Mapping[str, Any]) -> list[str]:
-  total = plan["step_seconds"]
-  lines = ["Step time, seconds"]
-  for name, seconds in plan["waterfall"].items():
-    lines.append(f"  {name:<28}{seconds:>8.2f}{seconds / total:>8.1%}")
-  ends = plan["range"]
-  between = f"{ends['optimistic']:.1f} to {ends['pessimistic']:.1f} over the constants' ranges"
-  lines += [
-    f"  {'step':<28}{total:>8.2f}   {between}",
-    "",
-    f"MFU {plan['mfu_causal']:.1%} causal, {plan['mfu_full']:.1%} full; hardware "
-    f"{plan['hfu']:.1%}; {plan['tokens_per_sec_per_gpu']:,.0f} tokens/s a GPU",
-    f"{plan['steps']:,} steps in {plan['days']:.1f} days: {plan['gpu_hours']:,.0f} GPU-hours, "
-    f"{plan['energy_mwh']:,.0f} MWh, {plan['co2_tonnes']:,.0f} t CO2, ${plan['dollars']:,.0f}",
-    "",
-    "Causal MFU with a constant 10% less, and 10% more",
-  ]
-  for name, (less, more) in plan["sensitivity"].items():
-    lines.append(f"  {name:<28}{less['mfu_causal']:>8.1%}{more['mfu_causal']:>8.1%}")
-  return lines
+def run_validation(refit: bool, cache: Path | None) -> None:
+  """Prints published runs beside what the model says of them."""
+  print("Compiling published runs, or taking them from the cache:")
+  runs = validate.load_runs(cache)
+  constants: dict[str, float] = {}
+  if refit:
+    print("Fitting:")
+    constants = validate.fit([run for run in runs if run.role == "fit"])
+  print(f"\n{validate.table(runs, constants)}")
 
 
-def _number(value: float | None, digits: int) -> str:
-  return "-" if value is None else f"{value:.{digits}f}"
+def run_search(config, nodes: int, cluster: Cluster, minutes: float, html, cache) -> None:
+  """Prints what a search found, and writes its page."""
+  found = search.search(config, nodes, cluster, minutes=minutes, cache=cache)
+  text = search.table(found, cluster.usable_memory_bytes)
+  print(f"\n{text}")
+  if html:
+    limit = cluster.usable_memory_bytes
+    write_atomically(Path(html), plan_page.search_page(found, limit, text))
 
 
-def run(config: Mapping[str, Any], cluster_name: str, nodes: int, json_path, hlo_path) -> int:
-  """Plans a recipe and prints it; returns the exit code."""
+def run(
+  config: Mapping[str, Any],
+  cluster_name: str,
+  nodes: int | None,
+  *,
+  outputs: Mapping[str, str | None] | None = None,
+  cache: Path | None = None,
+  minutes: float | None = None,
+  compared: Path | None = None,
+) -> int:
+  """Plans a recipe and prints it; returns the exit code.
+
+  Args:
+    outputs: files to write: {"json": path, "html": path, "hlo": path}.
+    minutes: searches for so long instead.
+    compared: a run's folder, whose measurements are printed beside the plan.
+  """
+  outputs = outputs or {}
   try:
-    jax.config.update("jax_platforms", "cpu")  # it needs no GPU, and takes none
     cluster = load_cluster(cluster_name)
+    nodes = nodes or cluster.nodes
     parsed = pretrain.parse_config(config)
-    program = compile_program(parsed, nodes, cluster)
-    if hlo_path:
-      Path(hlo_path).write_text(program.text)
+    if minutes is not None:
+      run_search(parsed, nodes, cluster, minutes, outputs.get("html"), cache)
+      return DONE
+    program = compile_program(parsed, nodes, cluster, cache)
+    if outputs.get("hlo"):
+      write_atomically(Path(outputs["hlo"]), program.text)
     plan = make_plan(parsed, program, cluster)
-    print(render(plan))
-    if json_path:
-      Path(json_path).write_text(json.dumps(plan, indent=2) + "\n")
+    text = render(plan)
+    print(text)
+    if outputs.get("json"):
+      write_atomically(Path(outputs["json"]), json.dumps(plan, indent=2) + "\n")
+    if outputs.get("html"):
+      write_atomically(Path(outputs["html"]), plan_page.page(plan, text))
+    if compared:
+      if plan["step_seconds"] is None:
+        raise ValueError("--compare needs times: install the extra plan, or say --cluster cpu.")
+      print(f"\n{compared} beside this plan\n{compare.table(compared, plan)}")
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return BAD_INPUT
@@ -262,23 +287,52 @@ def run(config: Mapping[str, Any], cluster_name: str, nodes: int, json_path, hlo
 
 def define_flags() -> dict[str, flags.FlagHolder]:
   """The flags by name; `train.main` has some of the same names, so none is defined at import."""
+  text, yes = flags.DEFINE_string, flags.DEFINE_bool
   return {
     "config": config_flags.DEFINE_config_file("config", None, "The recipe: a file of configs/."),
-    "cluster": flags.DEFINE_string("cluster", "h100", "A file of train/clusters, without .json."),
-    "nodes": flags.DEFINE_integer("nodes", 16, "Nodes of the cluster.", lower_bound=1),
-    "json": flags.DEFINE_string("json", None, "Where to write the plan as JSON."),
-    "hlo": flags.DEFINE_string("hlo", None, "Where to write the compiled program's text."),
+    "cluster": text("cluster", "h100", "A file of train/clusters, without .json."),
+    "nodes": flags.DEFINE_integer("nodes", None, "Nodes; by default the cluster's.", lower_bound=1),
+    "json": text("json", None, "Where to write the plan as JSON."),
+    "html": text("html", None, "Where to write the plan, or the search, as a page with plots."),
+    "hlo": text("hlo", None, "Where to write the compiled program's text."),
+    "search": yes("search", False, "Look for the fastest variant of the recipe that fits."),
+    "minutes": flags.DEFINE_float("minutes", 10.0, "How long --search takes.", lower_bound=0.1),
+    "compare": text("compare", None, "A run's folder: its measurements beside its plan."),
+    "validate": yes("validate", False, "Check the model on published runs instead."),
+    "fit": yes("fit", False, "With --validate: fit the constants anew, and say them."),
+    "cache": text("cache", str(cache_folder() / "plan"), "Compiled programs; '' for none."),
   }
 
 
 def main(argv: Sequence[str], holders: dict[str, flags.FlagHolder]) -> int:
+  """Runs the command; returns the exit code."""
   given = {name: holder.value for name, holder in holders.items()}
-  if len(argv) > 1 or given["config"] is None:
-    what = f"unexpected argument {argv[1]!r}" if len(argv) > 1 else "--config is missing"
-    print(f"error: {what}; try --config configs/pretrain_37b.py", file=sys.stderr)
+  jax.config.update("jax_platforms", "cpu")  # it needs no GPU, and takes none
+  cache = Path(given["cache"]) if given["cache"] else None
+  compared = Path(given["compare"]) if given["compare"] else None
+  try:
+    check_flags(os.environ.get("XLA_FLAGS", ""))
+    if len(argv) > 1:
+      raise ValueError(f"unexpected argument {argv[1]!r}; flags begin with --.")
+    if given["validate"]:
+      run_validation(given["fit"], cache)
+      return DONE
+    recipe = given["config"].to_dict() if given["config"] is not None else None
+    if recipe is None and compared is None:
+      raise ValueError("--config is missing; try --config configs/pretrain_37b.py")
+    recipe = recipe or compare.recipe_of(compared)
+  except (ValueError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
     return BAD_INPUT
-  recipe = given["config"].to_dict()
-  return run(recipe, given["cluster"], given["nodes"], given["json"], given["hlo"])
+  return run(
+    recipe,
+    given["cluster"],
+    given["nodes"],
+    outputs={name: given[name] for name in ("json", "html", "hlo")},
+    cache=cache,
+    minutes=given["minutes"] if given["search"] else None,
+    compared=compared,
+  )
 
 
 if __name__ == "__main__":

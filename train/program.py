@@ -2,19 +2,24 @@
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from data.batch import empty_batch
 from model.sharding import make_mesh
-from train import deviceless, loop, pretrain
+from train import deviceless, loop, pretrain, xla
 from train.cluster import Cluster
 from train.config import PretrainConfig
 from train.hlo import Module
 from train.optimizer import make_optimizer
 from train.state import TrainState
+from train.workdir import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +28,10 @@ class Program:
 
   Attributes:
     text: the scheduled program of one device.
-    memory: `jax.stages.Compiled.memory_analysis()`, of one device.
+    memory: bytes of one device by `MEMORY`, of `jax.stages.Compiled.memory_analysis()`.
     accumulated: bytes a device of gradients summed over microbatches, apart from a microbatch's.
     state: bytes a device of each field of the train state, exact.
+    saved: bytes a device that layers in line save, by a formula; 0 of loops, whose text tells.
     replicated: (path, bytes) of leaves of the state that every device holds whole.
     mesh: sizes by axis.
     compile_seconds: tracing, lowering and compiling.
@@ -33,8 +39,9 @@ class Program:
   """
 
   text: str
-  memory: Any
+  memory: dict[str, int]
   accumulated: int
+  saved: int
   state: dict[str, int]
   replicated: list[tuple[str, int]]
   mesh: dict[str, int]
@@ -42,43 +49,81 @@ class Program:
   on_gpu: bool
 
 
-def compile_program(config: PretrainConfig, nodes: int, cluster: Cluster) -> Program:
+MEMORY = ("argument", "output", "alias", "temp", "host_temp")
+
+
+def compile_program(
+  config: PretrainConfig, nodes: int, cluster: Cluster, cache: Path | None = None
+) -> Program:
   """Compiles the step that `train.loop` runs, from shapes alone.
 
-  For H100s where the `plan` extra is installed, for virtual CPU devices elsewhere. XLA is told of
-  the whole device memory, as a GPU tells it; how much of it the program may take is a matter of
-  `xla_gpu_memory_limit_slop_factor`, percent of four fifths of it.
+  For the cluster's GPUs where the `plan` extra is installed, for virtual CPU devices elsewhere. XLA
+  is told of the whole device memory, as a GPU tells it; how much of it the program may take is a
+  matter of `xla_gpu_memory_limit_slop_factor`, percent of four fifths of it. A program that the
+  folder `cache` has from before is taken from there.
 
   Raises ValueError where the config does not fit the devices.
   """
   count = nodes * cluster.gpus_a_node
-  on_gpu = not deviceless.missing_packages()
-  if on_gpu:
-    devices = deviceless.h100_devices(nodes, cluster.gpus_a_node, cluster.memory_bytes)
-  else:
-    devices = virtual_devices(count)
+  on_gpu = cluster.platform == "gpu" and not deviceless.missing_packages()
+  devices = deviceless.gpu_devices(cluster, nodes) if on_gpu else virtual_devices(count)
   mesh = make_mesh(config.mesh, devices)
   loop.check_sizes(config, mesh)
   specs, loss_fn = pretrain.objective(config)
   optimizer = make_optimizer(config.optimizer, config.train.steps, specs)
   abstract = loop.abstract_train_state(specs, config, optimizer, mesh)
+  row = empty_batch(1, config.data.seq_len)
   start = time.perf_counter()
   with jax.set_mesh(mesh):
-    traced = loop.trace_step(specs, loss_fn, config, optimizer, abstract, mesh)
+    traced = loop.trace_step(specs, loss_fn, row, config, optimizer, abstract, mesh)
     lowered = traced.lower(lowering_platforms=("cuda",)) if on_gpu else traced.lower()
+    path = cache and cache / "programs" / f"{_key(lowered, config, cluster, on_gpu)}.json"
+    if path and (kept := _read(path)):
+      return kept
     compiled = loop.compile_step(lowered, config)
   seconds = time.perf_counter() - start
   state = state_bytes(abstract)
-  return Program(
+  stats = compiled.memory_analysis()
+  program = Program(
     text=compiled.as_text(),
-    memory=compiled.memory_analysis(),
+    memory={name: getattr(stats, f"{name}_size_in_bytes") for name in MEMORY}
+    | {"peak": getattr(stats, "peak_memory_in_bytes", 0)},
     accumulated=state["params"] if config.train.microbatches > 1 else 0,
+    saved=0 if config.compute.scan_layers else int(saved_bytes(_resolved(config, count))),
     state=state,
     replicated=replicated_leaves(abstract, count),
     mesh=dict(mesh.shape),
     compile_seconds=seconds,
     on_gpu=on_gpu,
   )
+  if path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(dataclasses.asdict(program)))
+  return program
+
+
+def _resolved(config: PretrainConfig, devices: int) -> PretrainConfig:
+  return dataclasses.replace(config, mesh=config.mesh.resolve(devices))
+
+
+def _key(lowered, config: PretrainConfig, cluster: Cluster, on_gpu: bool) -> str:
+  """Of all that a program depends on: what jax hands to XLA, its options, the target, versions."""
+  parts = (
+    lowered.as_text(debug_info=True),  # with source lines, which the plan shows
+    json.dumps(
+      xla.step_options(config.train.xla_profile, config.train.xla_options), sort_keys=True
+    ),
+    deviceless.target_config(cluster) if on_gpu else "cpu",
+    f"{jax.__version__} {jax.lib.__version__}",
+  )
+  return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _read(path: Path) -> Program | None:
+  try:
+    return Program(**json.loads(path.read_text()))
+  except (OSError, ValueError, TypeError):
+    return None  # not there, or from another version
 
 
 def virtual_devices(count: int) -> list:
@@ -118,6 +163,42 @@ def replicated_leaves(abstract: TrainState, devices: int) -> list[tuple[str, int
   ]
 
 
+def activation_bytes(config: PretrainConfig) -> dict[str, int]:
+  """Bytes of what a layer can save for the backward pass, a token, on all of the tensor axis."""
+  m = config.model
+  heads, groups = 2 * m.num_heads * m.head_dim, 2 * m.num_kv_heads * m.head_dim
+  return {
+    "query": heads,
+    "key": groups,
+    "value": groups,
+    "attention_out": heads,
+    "attention_lse": 4 * m.num_heads,
+    "attention_proj": 2 * m.d_model,
+    "mlp_gate": 2 * m.d_ff,
+    "mlp_up": 2 * m.d_ff,
+  }
+
+
+def tokens_a_part(config: PretrainConfig) -> float:
+  """Tokens of a microbatch that one device's rows have."""
+  parts = config.mesh.data * config.mesh.fsdp * config.train.microbatches
+  return config.data.batch_size * config.data.seq_len / parts / config.mesh.context
+
+
+def saved_bytes(config: PretrainConfig) -> float:
+  """Bytes a device of what all layers save for the backward pass of a microbatch."""
+  if config.compute.remat == "none":
+    return 0.0  # all that jax's rules of differentiation want; nobody counted it
+  whole, tensor = ("attention_proj",), config.mesh.tensor
+  sizes = activation_bytes(config)
+  layer = 2 * config.model.d_model + sum(
+    sizes[name] / (1 if name in whole else tensor)
+    for name in config.compute.remat_save
+    if name in sizes
+  )
+  return tokens_a_part(config) * config.model.num_layers * layer
+
+
 def memory(module: Module, program: Program, cluster: Cluster) -> dict[str, Any]:
   """Bytes a device: the state exactly, what loops stack for the backward pass, and the rest.
 
@@ -125,9 +206,8 @@ def memory(module: Module, program: Program, cluster: Cluster) -> dict[str, Any]
   what is left of the peak, which is XLA's.
   """
   state, stats = program.state, program.memory
-  arguments = stats.argument_size_in_bytes
-  total = arguments + stats.temp_size_in_bytes + stats.output_size_in_bytes
-  peak = getattr(stats, "peak_memory_in_bytes", 0) or total - stats.alias_size_in_bytes
+  arguments = stats["argument"]
+  peak = stats["peak"] or arguments + stats["temp"] + stats["output"] - stats["alias"]
   categories = {
     "weights": state["params"],
     "optimizer": state["opt_state"],
@@ -137,7 +217,7 @@ def memory(module: Module, program: Program, cluster: Cluster) -> dict[str, Any]
   if program.on_gpu:
     saved = stacked_bytes(module)
     categories["gradients"] = saved["gradients"] + program.accumulated
-    categories["activations"] = saved["activations"]
+    categories["activations"] = saved["activations"] + program.saved
     categories["temporary"] = peak - sum(categories.values())
   return {
     "peak_bytes": peak if program.on_gpu else None,
@@ -160,6 +240,10 @@ def stacked_bytes(module: Module) -> dict[str, int]:
         updates = [i for i in called or () if i.opcode == "dynamic-update-slice"]
         if not updates and instruction.opcode == "dynamic-update-slice":
           updates = [instruction]
-        stacked = (u.nbytes for u in updates if outer.trip_count in u.arrays[0].shape)
+        stacked = (
+          u.nbytes
+          for u in updates
+          if outer.trip_count in u.arrays[0].shape and not u.arrays[0].on_host
+        )
         sizes["gradients" if backward else "activations"] += sum(stacked)
   return sizes

@@ -1,8 +1,9 @@
 """A walk over a compiled program's schedule with a clock: a step's time, and what of it waits.
 
-Compute runs on one stream and collectives on another, as XLA's GPU runtime has it. A start puts its
-collective behind those before it; a done makes compute wait for the end, and that wait is what is
-exposed.
+Compute runs on one stream, collectives on another and copies to host memory on a third, as XLA's
+GPU runtime has it. A start puts its collective behind those before it; a done makes compute wait
+for the end, and that wait is what is exposed. While both are busy, compute has fewer processors: a
+collective's channels hold the rest.
 """
 
 import collections
@@ -34,6 +35,8 @@ class Estimate:
   collectives: list[Collective]
   flops: dict[str, float]
   rematerialized_flops: float
+  host_bytes: int
+  unknown_loops: int
 
   @property
   def seconds(self) -> float:
@@ -45,18 +48,24 @@ class _Clock:
 
   def __init__(self, module: Module, mesh_shape: Mapping[str, int], cluster: Cluster):
     self.module, self.mesh_shape, self.cluster = module, mesh_shape, cluster
-    self.now = self.wire_free = 0.0
+    self.now = self.wire_free = self.host_free = 0.0
     self.ends: dict[str, float] = {}
+    self.host_ends: dict[str, float] = {}
+    self.host_bytes = 0
+    self.unknown_loops: set[str] = set()
     self.waterfall: dict[str, float] = collections.defaultdict(float)
     self.flops: dict[str, float] = collections.defaultdict(float)
     self.rematerialized = 0.0
     self.collectives: dict[str, Collective] = {}
+    self.processors = cluster.facts["streaming_multiprocessors"]
     self.kernels: dict[tuple[str, str], Kernel | None] = {}
 
   def run(self, computation: Computation) -> None:
     for instruction in computation:
       if instruction.opcode == "while":
         body = self.module.computations[instruction.called("body")]
+        if not instruction.has_trip_count:
+          self.unknown_loops.add(instruction.name)
         for _ in range(instruction.trip_count):
           self.run(body)
       elif instruction.opcode == "conditional":
@@ -65,7 +74,9 @@ class _Clock:
         self.run(self.module.computations[instruction.called("to_apply")])
       elif instruction.collective:
         self._start(instruction, computation)
-      elif instruction.opcode.endswith("-done") and instruction.operands[0] in self.ends:
+      elif instruction.opcode.endswith("-start") and instruction.host_bytes:
+        self._start_host_copy(instruction)
+      elif instruction.opcode.endswith("-done"):
         self._done(instruction.operands[0])
       else:
         self._compute(instruction, computation)
@@ -92,7 +103,20 @@ class _Clock:
     if not instruction.opcode.endswith("-start"):
       self._done(instruction.name)
 
+  def _start_host_copy(self, instruction: Instruction) -> None:
+    """A copy to or from pinned host memory, by the copy engine, behind those before it."""
+    seconds = instruction.host_bytes / self.cluster.facts["pcie_bytes_per_second"]
+    self.host_free = max(self.now, self.host_free) + seconds
+    self.host_ends[instruction.name] = self.host_free
+    self.host_bytes += instruction.host_bytes
+
   def _done(self, start: str) -> None:
+    if start in self.host_ends:
+      wait = max(0.0, self.host_ends.pop(start) - self.now)
+      self.now += wait
+      self.waterfall["exposed host copy"] += wait
+    if start not in self.ends:
+      return  # of a fusion on another stream, which counted when it started
     entry = self.collectives[start]
     wait = max(0.0, self.ends.pop(start) - self.now)
     self.now += wait
@@ -106,11 +130,19 @@ class _Clock:
     cost = self.kernels[key]
     if cost is None:
       return
-    self.now += cost.seconds
+    shared = self._shared_seconds(cost.seconds)
+    self.now += cost.seconds + shared
     self.waterfall[cost.category] += cost.seconds
+    self.waterfall["slowed by collectives"] += shared
     self.flops[cost.category] += cost.flops
     if "rematted_computation" in instruction.op_name:
       self.rematerialized += cost.flops
+
+  def _shared_seconds(self, seconds: float) -> float:
+    """What a kernel of `seconds` takes longer, while a collective holds some of the processors."""
+    busy = max(0.0, self.wire_free - self.now)
+    rate = 1 - self.cluster.constants["collective_processors"] / self.processors
+    return min(seconds / rate, busy) * (1 - rate)
 
 
 def _named(instruction: Instruction, computation: Computation) -> Instruction:
@@ -134,7 +166,12 @@ def estimate(module: Module, mesh_shape: Mapping[str, int], cluster: Cluster) ->
   clock = _Clock(module, mesh_shape, cluster)
   clock.run(module.entry)
   return Estimate(
-    dict(clock.waterfall), list(clock.collectives.values()), dict(clock.flops), clock.rematerialized
+    waterfall=dict(clock.waterfall),
+    collectives=list(clock.collectives.values()),
+    flops=dict(clock.flops),
+    rematerialized_flops=clock.rematerialized,
+    host_bytes=clock.host_bytes,
+    unknown_loops=len(clock.unknown_loops),
   )
 
 

@@ -1,0 +1,169 @@
+"""A plan as a page: one HTML file with its plots in it, for a browser or an attachment."""
+
+import base64
+import html
+import io
+from collections.abc import Mapping
+from typing import Any
+
+GIB = 2**30
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; font-size: 13px; }
+td, th { padding: 2px 10px; text-align: left; border-bottom: 1px solid #ddd; }
+td.n { text-align: right; font-variant-numeric: tabular-nums; }
+img { max-width: 100%; }
+pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 12px; }
+"""
+
+
+def page(plan: Mapping[str, Any], text: str) -> str:
+  """The plan as HTML; `text` is what the terminal shows. Needs matplotlib where there are times."""
+  title = f"{plan['params'] / 1e9:.1f}B parameters on {plan['devices']} devices"
+  parts = [f"<h1>{title}</h1>", f"<p>{html.escape(plan['cluster'])}</p>"]
+  if plan["step_seconds"] is not None:
+    parts.append(
+      f"<p><b>{plan['step_seconds']:.1f} s a step, {plan['mfu_causal']:.1%} MFU</b> with causal "
+      f"attention; {plan['days']:.0f} days, {plan['gpu_hours']:,.0f} GPU-hours, "
+      f"{plan['energy_mwh']:,.0f} MWh, {plan['co2_tonnes']:,.0f} t CO2 ({plan['country']}).</p>"
+    )
+  plots = [("Memory of a device", memory_plot(plan))]
+  if plan["step_seconds"] is not None:
+    plots += [
+      ("A step", waterfall_plot(plan)),
+      ("Collectives", collectives_plot(plan)),
+      ("What a constant that is off by a tenth does", sensitivity_plot(plan)),
+    ]
+  for heading, figure in plots:
+    parts.append(f'<h2>{heading}</h2><img alt="{heading}" src="{_embedded(figure)}">')
+  parts.append("<h2>Warnings</h2><ul>")
+  parts += [f"<li>{html.escape(warning)}</li>" for warning in plan["warnings"]]
+  parts.append(f"</ul><h2>All collectives</h2>{_collectives(plan)}")
+  parts.append(f"<h2>As text</h2><pre>{html.escape(text)}</pre>")
+  head = f"<meta charset='utf-8'><title>{title}</title><style>{STYLE}</style>"
+  return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def _figure(height: float):
+  try:
+    from matplotlib.figure import Figure
+  except ModuleNotFoundError as error:
+    raise ValueError("--html needs matplotlib; install it: pip install matplotlib.") from error
+  figure = Figure(figsize=(8, height), layout="constrained")
+  return figure, figure.subplots()
+
+
+def _embedded(figure) -> str:
+  return f"data:image/png;base64,{base64.b64encode(png(figure)).decode()}"
+
+
+def png(figure) -> bytes:
+  """A figure as a PNG file."""
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png", dpi=110)
+  return buffer.getvalue()
+
+
+def memory_plot(plan: Mapping[str, Any]):
+  """One bar of the categories, against what may be used and what the device has."""
+  figure, axes = _figure(2.2)
+  left = 0.0
+  for name, size in plan["memory"]["by_category"].items():
+    if size > 0.02 * GIB:
+      axes.barh(0, size / GIB, left=left, label=f"{name} {size / GIB:.1f}")
+      left += size / GIB
+  for key, style in (("usable_bytes", "--"), ("device_bytes", "-")):
+    size = plan["memory"][key] / GIB
+    axes.axvline(size, color="black", linestyle=style, linewidth=1)
+    axes.annotate(f"{size:.0f}", (size, 0.42), fontsize=8, ha="right")
+  axes.set(xlabel="GiB", yticks=[], xlim=(0, plan["memory"]["device_bytes"] / GIB * 1.02))
+  figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+  return figure
+
+
+def waterfall_plot(plan: Mapping[str, Any]):
+  """Bars that begin where the one before ends, up to the step."""
+  figure, axes = _figure(3.2)
+  left = 0.0
+  lines = [(n, s) for n, s in plan["waterfall"].items() if s > 0.0005 * plan["step_seconds"]]
+  for i, (name, seconds) in enumerate(lines):
+    color = "tab:red" if name.startswith(("exposed", "slowed")) else "tab:blue"
+    axes.barh(i, seconds, left=left, color=color)
+    axes.annotate(f" {seconds:.2f}", (left + seconds, i), va="center", fontsize=8)
+    left += seconds
+  axes.set(yticks=range(len(lines)), yticklabels=[n for n, _ in lines], xlabel="seconds of a step")
+  axes.set_xlim(0, plan["step_seconds"] * 1.08)
+  axes.invert_yaxis()
+  return figure
+
+
+def collectives_plot(plan: Mapping[str, Any]):
+  """Seconds on the wire by operation and type, and how many of them nothing hides."""
+  sums: dict[str, list[float]] = {}
+  for c in plan["collectives"]:
+    total = sums.setdefault(f"{c['op']} {c['dtype']}, {c['axis']}, {c['link']}", [0.0, 0.0])
+    total[0] += c["seconds"]
+    total[1] += c["exposed_seconds"]
+  lines = sorted(sums.items(), key=lambda item: -item[1][0])[:10]
+  figure, axes = _figure(0.6 + 0.35 * max(2, len(lines)))
+  axes.barh(range(len(lines)), [s for _, (s, _) in lines], color="tab:gray", label="on the wire")
+  axes.barh(range(len(lines)), [e for _, (_, e) in lines], color="tab:red", label="exposed")
+  axes.set(yticks=range(len(lines)), yticklabels=[n for n, _ in lines], xlabel="seconds of a step")
+  axes.invert_yaxis()
+  axes.legend(fontsize=8, frameon=False)
+  return figure
+
+
+def sensitivity_plot(plan: Mapping[str, Any]):
+  """MFU with each constant a tenth less and more, the most important first."""
+  rows = sorted(
+    plan["sensitivity"].items(),
+    key=lambda item: -abs(item[1][1]["mfu_causal"] - item[1][0]["mfu_causal"]),
+  )
+  figure, axes = _figure(0.8 + 0.25 * len(rows))
+  middle = 100 * plan["mfu_causal"]
+  for i, (_, ends) in enumerate(rows):
+    for end, color in zip(ends, ("tab:orange", "tab:green"), strict=True):
+      axes.barh(i, 100 * end["mfu_causal"] - middle, left=middle, color=color)
+  axes.set(yticks=range(len(rows)), yticklabels=[n for n, _ in rows])
+  axes.set_xlabel("causal MFU, %, with the constant 10% less (orange) and 10% more (green)")
+  axes.invert_yaxis()
+  return figure
+
+
+def pareto_plot(found: list, limit: int):
+  """What a search compiled, seconds of a step over GiB a device, with the best for its bytes."""
+  figure, axes = _figure(4)
+  found = sorted(found, key=lambda f: f.peak_bytes)
+  front, best = [], float("inf")
+  for f in found:
+    if f.seconds < best:
+      best = f.seconds
+      front.append(f)
+  axes.scatter([f.peak_bytes / GIB for f in found], [f.seconds for f in found], s=16)
+  axes.step([f.peak_bytes / GIB for f in front], [f.seconds for f in front], where="post")
+  axes.axvline(limit / GIB, color="black", linestyle="--", linewidth=1)
+  axes.set(xlabel="GiB a device", ylabel="seconds of a step")
+  return figure
+
+
+def search_page(found: list, limit: int, text: str) -> str:
+  """A search as HTML: its Pareto plot, and its table as text."""
+  plot = _embedded(pareto_plot(found, limit))
+  head = f"<meta charset='utf-8'><title>Search</title><style>{STYLE}</style>"
+  body = f'<h1>Seconds and bytes</h1><img alt="Pareto" src="{plot}"><pre>{html.escape(text)}</pre>'
+  return f"<!doctype html><html><head>{head}</head><body>{body}</body></html>\n"
+
+
+def _collectives(plan: Mapping[str, Any]) -> str:
+  names = ("op", "dtype", "axis", "link", "count", "bytes", "seconds", "exposed_seconds", "source")
+  rows = ["<tr>" + "".join(f"<th>{name}</th>" for name in names) + "</tr>"]
+  for c in plan["collectives"]:
+    cells = []
+    for name in names:
+      value = c[name]
+      number = isinstance(value, int | float)
+      shown = f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if number else value
+      cells.append(f'<td class="{"n" if number else ""}">{html.escape(str(shown))}</td>')
+    rows.append(f"<tr>{''.join(cells)}</tr>")
+  return f"<table>{''.join(rows)}</table>"

@@ -1,0 +1,272 @@
+"""The fastest way to run a recipe that fits a cluster: mesh, microbatches, remat, attention, loops.
+
+    python -m train.plan --search --config configs/pretrain_37b.py --html search.html
+
+Thousands of candidates are ranked by a formula, a lower bound of their seconds and an estimate of
+their bytes; the best of each kind are compiled and walked by the plan's model, best bound first,
+until the budget is used up or no bound is under what was found. Compiled programs are kept in the
+cache, so a search that was stopped continues.
+"""
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from model.params import count, param_specs
+from train import hlo
+from train.cluster import Cluster
+from train.config import PretrainConfig
+from train.cost import Traffic, collective_seconds
+from train.program import (
+  activation_bytes,
+  compile_program,
+  memory,
+  saved_bytes,
+  tokens_a_part,
+)
+from train.schedule import estimate
+
+GIB = 2**30
+SLACK = 3 * GIB  # of the formula: what it estimates over the limit may still fit
+# What a layer saves, from least to most; each set with what it adds to the one before.
+LADDER = (
+  (),
+  ("key", "value", "attention_out", "attention_lse"),
+  ("query",),
+  ("attention_proj",),
+  ("mlp_gate",),
+  ("mlp_up",),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """A variant of a recipe, with the formula's seconds of a step, at least, and bytes a device."""
+
+  changes: dict[str, Any]
+  config: PretrainConfig
+  seconds: float
+  nbytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """A candidate that was compiled."""
+
+  changes: dict[str, Any]
+  bound: float
+  seconds: float
+  peak_bytes: int
+
+
+def candidates(config: PretrainConfig, devices: int, cluster: Cluster) -> Iterator[Candidate]:
+  """Every variant that the sizes allow and that may fit, in no order."""
+  rows = config.data.batch_size
+  for tensor, data in itertools.product((1, 2, 4, 8), (1, 2, 4, 8, 16)):
+    if devices % (tensor * data) or config.model.num_kv_heads % tensor:
+      continue
+    fsdp = devices // (tensor * data)
+    if config.model.d_model % fsdp or rows % (data * fsdp):
+      continue
+    a_device = rows // (data * fsdp)
+    for a_part in (1, 2, 4):
+      if a_device % a_part:
+        continue
+      for save, offload in remat_sets():
+        for attention, scan in itertools.product(("pallas", "cudnn"), (True, False)):
+          changes = {
+            "mesh": {"data": data, "fsdp": fsdp, "tensor": tensor},
+            "train.microbatches": a_device // a_part,
+            "compute.remat_save": save,
+            "compute.remat_offload": offload,
+            "compute.attention": attention,
+            "compute.scan_layers": scan,
+          }
+          yield bounded(changes, config, devices, cluster)
+
+
+def remat_sets() -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+  """(saved, offloaded): the rungs of the ladder, the top with one or two of its parts left out."""
+  rungs = [tuple(itertools.chain(*LADDER[: i + 1])) for i in range(1, len(LADDER))]
+  yield from ((rung, ()) for rung in rungs)
+  for left_out in (("query",), ("attention_proj",), ("mlp_gate",), ("query", "key")):
+    yield tuple(name for name in rungs[-1] if name not in left_out), ()
+  rest = tuple(name for name in rungs[-1] if name != "attention_proj")
+  yield rest, ("attention_proj",)
+
+
+def bounded(
+  changes: dict[str, Any], config: PretrainConfig, devices: int, cluster: Cluster
+) -> Candidate:
+  """A candidate with the formula's seconds and bytes."""
+  varied = apply(config, changes)
+  return Candidate(
+    changes,
+    varied,
+    seconds_bound(varied, devices, cluster),
+    estimated_bytes(varied),
+  )
+
+
+def apply(config: PretrainConfig, changes: dict[str, Any]) -> PretrainConfig:
+  """The recipe with the changes: {"section.key": value}, and of the mesh a mapping."""
+  sections: dict[str, dict[str, Any]] = {"mesh": dict(changes["mesh"])}
+  for key, value in changes.items():
+    if "." in key:
+      section, name = key.split(".")
+      sections.setdefault(section, {})[name] = value
+  if "compute" in sections:
+    sections["compute"]["remat"] = "selective"
+    if sections["compute"].get("attention") == "cudnn":
+      sections["compute"]["max_segments"] = config.data.max_segments
+  return dataclasses.replace(
+    config, **{s: dataclasses.replace(getattr(config, s), **v) for s, v in sections.items()}
+  )
+
+
+def estimated_bytes(config: PretrainConfig) -> float:
+  """A device's peak: state and two gradients in fp32, what is saved, and the loss's logits."""
+  m, mesh = config.model, config.mesh
+  average = config.average.fraction > 0
+  state = 4 * (5 + average) * count(param_specs(m)) / (mesh.fsdp * mesh.tensor)
+  tokens = tokens_a_part(config)
+  logits = 6 * m.vocab_size / mesh.tensor * tokens / config.compute.loss_chunks
+  gathered = 6 * m.vocab_size * m.d_model / mesh.tensor
+  return state + saved_bytes(config) + logits + gathered / 2
+
+
+def seconds_bound(config: PretrainConfig, devices: int, cluster: Cluster) -> float:
+  """Products, attention and the tensor axis's sums, or, if that is longer, the weights' traffic."""
+  m, mesh, c = config.model, config.mesh, cluster.constants
+  tokens = config.data.batch_size * config.data.seq_len
+  matrices = count(param_specs(m)) - m.vocab_size * m.d_model
+  recomputed = sum(
+    size * m.d_model * m.num_layers / 2
+    for name, size in activation_bytes(config).items()
+    if name not in config.compute.remat_save + config.compute.remat_offload
+    and name not in ("attention_out", "attention_lse")
+  )
+  products = (6 * matrices + 2 * recomputed) * tokens / devices / cluster.peak_flops
+  products /= min(1.05 * c["gemm_efficiency"], cluster.bounds["gemm_efficiency"])
+  kind = "flash" if config.compute.attention == "cudnn" else "pallas"
+  square = m.num_layers * m.num_heads * m.head_dim * config.data.seq_len * tokens / devices
+  times = 2 if "attention_out" not in config.compute.remat_save else 1
+  attention = square * (
+    2 * times / c[f"{kind}_forward_efficiency"] + 5 / c[f"{kind}_backward_efficiency"]
+  )
+  sums = 0.0
+  if mesh.tensor > 1:
+    activation = int(2 * m.d_model * tokens_a_part(config))
+    one = _traffic("all-reduce", activation, mesh.tensor, cluster, 1)
+    sums = 4 * m.num_layers * config.train.microbatches * collective_seconds(one, cluster)
+  weight = matrices / m.num_layers / mesh.tensor
+  layer = [
+    _traffic("all-gather", int(2 * weight), mesh.fsdp, cluster, mesh.tensor),
+    _traffic("all-gather", int(2 * weight), mesh.fsdp, cluster, mesh.tensor),
+    _traffic("reduce-scatter", int(4 * weight), mesh.fsdp, cluster, mesh.tensor),
+  ]
+  wire = sum(collective_seconds(t, cluster) for t in layer)
+  wire *= m.num_layers * config.train.microbatches
+  return max(products + attention / cluster.peak_flops + sums, wire)
+
+
+def _traffic(op: str, nbytes: int, members: int, cluster: Cluster, inner: int) -> Traffic:
+  """Of groups whose members lie `inner` devices apart."""
+  a_node = max(1, cluster.gpus_a_node // inner)
+  nodes = math.ceil(members / a_node)
+  return Traffic(op, "f16", nbytes, "", "", members, nodes)
+
+
+def search(
+  config: PretrainConfig,
+  nodes: int,
+  cluster: Cluster,
+  *,
+  minutes: float,
+  cache: Path | None,
+) -> list[Found]:
+  """Compiles candidates, the recipe itself first, for about `minutes`; the fastest that fits first.
+
+  Half of the time goes to scanned layers, by their bounds. A program with its layers in line takes
+  several times as long to compile, so the rest goes to those of the fastest scanned ones.
+  """
+  devices = nodes * cluster.gpus_a_node
+  limit = cluster.usable_memory_bytes
+  mesh = config.mesh.resolve(devices)
+  config = dataclasses.replace(config, mesh=mesh)
+  own = {"mesh": {"data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}}
+  everything = list(candidates(config, devices, cluster))
+  fitting = [c for c in everything if c.nbytes < limit + SLACK]
+  print(f"{len(everything):,} candidates, of which {len(fitting):,} may fit", flush=True)
+  found: list[Found] = []
+  start = time.monotonic()
+
+  def best() -> float:
+    return min((f.seconds for f in found if f.peak_bytes <= limit), default=math.inf)
+
+  def compile_next(candidate: Candidate) -> None:
+    found.append(_compiled(candidate, nodes, cluster, cache))
+    last = found[-1]
+    fits = "" if last.peak_bytes <= limit else ", too large"
+    print(
+      f"  {len(found):>3}: {last.seconds:6.2f} s (at least {last.bound:.2f}), "
+      f"{last.peak_bytes / GIB:5.1f} GiB{fits}; best {best():.2f}: {describe(last.changes)}",
+      flush=True,
+    )
+
+  compile_next(bounded(own, config, devices, cluster))
+  scanned = [c for c in fitting if c.config.compute.scan_layers]
+  for candidate in sorted(scanned, key=lambda c: (c.seconds, c.nbytes)):
+    if time.monotonic() - start > 30 * minutes or candidate.seconds >= best():
+      break
+    compile_next(candidate)
+  ranked = sorted(found[1:], key=lambda f: (f.peak_bytes > limit + SLACK, f.seconds))
+  for changes in [f.changes | {"compute.scan_layers": False} for f in ranked]:
+    if time.monotonic() - start > 60 * minutes:
+      break
+    compile_next(bounded(changes, config, devices, cluster))
+  return sorted(found, key=lambda f: (f.peak_bytes > limit, f.seconds))
+
+
+def _compiled(candidate: Candidate, nodes: int, cluster: Cluster, cache: Path | None) -> Found:
+  program = compile_program(candidate.config, nodes, cluster, cache)
+  if not program.on_gpu:
+    raise ValueError("--search compiles for GPUs; install the extra: pip install -e '.[plan]'.")
+  module = hlo.parse(program.text)
+  return Found(
+    candidate.changes,
+    candidate.seconds,
+    estimate(module, program.mesh, cluster).seconds,
+    memory(module, program, cluster)["peak_bytes"],
+  )
+
+
+def describe(changes: dict[str, Any]) -> str:
+  """A candidate in a line; the recipe itself has only its mesh."""
+  mesh = " x ".join(f"{name} {size}" for name, size in changes["mesh"].items() if size > 1)
+  if "compute.remat_save" not in changes:
+    return f"the recipe itself, {mesh}"
+  offloaded = changes["compute.remat_offload"]
+  return ", ".join(
+    [
+      mesh,
+      f"{changes['train.microbatches']} microbatches",
+      changes["compute.attention"],
+      "scanned" if changes["compute.scan_layers"] else "in line",
+      "saves " + " ".join(changes["compute.remat_save"]),
+      *(["offloads " + " ".join(offloaded)] if offloaded else []),
+    ]
+  )
+
+
+def table(found: list[Found], limit: int) -> str:
+  """Markdown, the fastest that fits first."""
+  lines = ["| step s | peak GiB | fits | |", "|---|---|---|---|"]
+  for f in found:
+    fits = "yes" if f.peak_bytes <= limit else "no"
+    lines.append(f"| {f.seconds:.2f} | {f.peak_bytes / GIB:.1f} | {fits} | {describe(f.changes)} |")
+  return "\n".join(lines)
