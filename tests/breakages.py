@@ -50,6 +50,199 @@ BREAKAGES = (
     "a text that spells the end-of-text token ends a document",
     "tests/test_tokenizer.py::test_text_cannot_inject_end_of_text",
   ),
+  # Quality rules, near-duplicates and personal data.
+  Breakage(
+    "quality-threshold", "data/quality.py",
+    "below(proper, rules.min_doc_words)", "below(len(words), rules.min_doc_words)",
+    "punctuation counts as words of a document",
+    "tests/test_filters.py::test_gopher_quality",
+  ),
+  Breakage(
+    "quality-alphabetic", "data/quality.py",
+    "below(alphabetic / len(words)", "above(alphabetic / len(words)",
+    "prose is rejected, and numbers stay",
+    "tests/test_filters.py::test_prose_passes_every_rule_unchanged",
+  ),
+  Breakage(
+    "c4-citation", "data/quality.py",
+    'line = _CITATION.sub("", line)', 'line = _CITATION.sub("", line) and line',
+    "citations stay in the text",
+    "tests/test_filters.py::test_c4_drops_lines",
+  ),
+  Breakage(
+    "repeated-overlap", "data/repetition.py",
+    "free = place + width", "free = place + 1",
+    "characters of overlapping repeated runs are counted twice",
+    "tests/test_filters.py::test_shares_of_repeated_runs_are_exact",
+  ),
+  Breakage(
+    "top-run-first", "data/repetition.py",
+    "if most > 1 else 0", "if most else 0",
+    "where no run is repeated, another than the first is measured",
+    "tests/test_filters.py::test_the_first_run_is_the_most_frequent_where_none_is_repeated",
+  ),
+  Breakage(
+    "minhash-band", "data/minhash.py",
+    "hashes += offset", "hashes = hashes[:1] + offset",
+    "all the hashes of a signature order shingles alike: its bands are one",
+    "tests/test_words.py::test_signature_is_the_least_of_each_hash",
+  ),
+  Breakage(
+    "normalized-numbers", "data/words.py",
+    '_NUMBER.sub("0", run.lower())', "run.lower()",
+    "two pages that differ in a date are no near-duplicates",
+    "tests/test_words.py::test_normalized_words_ignore_what_near_duplicates_differ_by",
+  ),
+  Breakage(
+    "public-addresses", "data/privacy.py",
+    "ipaddress.ip_address(address).is_global", "ipaddress.ip_address(address) is not None",
+    "private addresses are masked as if they were somebody's",
+    "tests/test_privacy.py::test_what_only_looks_like_it_stays",
+  ),
+  # Raw dumps.
+  Breakage(
+    "warc-resync", "data/warc.py",
+    "if at >= start and (_inflated if found[0] == _GZIP else _header)(file, at):", "if False:",
+    "a broken record takes with it all that come after",
+    "tests/test_warc.py::test_a_broken_record_costs_no_other[warc.gz]",
+  ),
+  Breakage(
+    "warc-truncated", "data/warc.py",
+    "if len(payload) < record.content_length:", "if False:",
+    "half a page is taken for a whole one",
+    "tests/test_warc.py::test_cut_anywhere_loses_only_what_is_cut[warc]",
+  ),
+  Breakage(
+    "compression-truncated", "data/compression.py",
+    'raise Unreadable("truncated_compression")', "return",
+    "a compressed file that is cut short seems to end",
+    "tests/test_readers.py::test_a_compressed_file_may_have_many_members_and_none_cut_short[.zst]",
+  ),
+  Breakage(
+    "absurd-line", "data/readers.py",
+    "if len(line) <= MAX_BYTES:", "if True:",
+    "a line of any length is taken for several",
+    "tests/test_readers.py::test_jsonl_lines_are_documents_and_broken_lines_are_not[.gz]",
+  ),
+  Breakage(
+    "jats-entities", "data/jats.py",
+    "resolve_entities=False", "resolve_entities=True",
+    "a document's own entities are expanded, and files read by them",
+    "tests/test_readers.py::test_jats",
+  ),
+  Breakage(
+    "page-swallows-page", "data/mediawiki.py",
+    "inner = buffer.rfind(_START, start, end)", "inner = start",
+    "a page without an end takes the next one with it",
+    "tests/test_readers.py::test_mediawiki_dump",
+  ),
+  Breakage(
+    "second-extractor", "data/extract.py",
+    "text = _second(html) or text", "pass",
+    "a page of which little was found is not tried again",
+    "tests/test_extract.py::test_the_second_extractor_is_asked_where_little_was_found",
+  ),
+  Breakage(
+    "declared-encoding", "data/extract.py",
+    '(*first, "utf-8", *declared)', '(*first, *declared, "utf-8")',
+    "UTF-8 that a page calls Latin-1 is read as Latin-1",
+    "tests/test_extract.py::test_decode[utf-8-called-latin]",
+  ),
+  Breakage(
+    "endless-macro", "data/latex.py",
+    "if budget[0] < 0:", "if False:",
+    "a few macros grow to gigabytes",
+    "tests/test_latex.py::test_macros_without_end_are_a_fault[ninefold]",
+  ),
+  # The corpus.
+  Breakage(
+    "corpus-keep-rule", "data/clusters.py",
+    "np.lexsort((places, hashes[:, 1], hashes[:, 0]))",
+    "np.lexsort((hashes[:, 1], hashes[:, 0], places))",
+    "of duplicates the first one stays, whatever that is, in place of the smallest hash",
+    "tests/test_corpus.py::test_of_duplicates_across_sources_the_smallest_hash_stays",
+  ),
+  Breakage(
+    "corpus-band", "data/clusters.py",
+    "for values in signatures[number * rows : (number + 1) * rows]:",
+    "for values in signatures[number * rows : (number + 1) * rows - 1]:",
+    "a band leaves out a row, and more pairs are compared than were meant",
+    "tests/test_clusters.py::test_bands_are_equal_where_all_their_rows_are",
+  ),
+  Breakage(
+    "corpus-connected", "data/clusters.py",
+    "beyond_one, beyond_two = labels[of_one], labels[of_two]",
+    "beyond_one, beyond_two = of_one, one",
+    "some edges of a cluster connect nothing",
+    "tests/test_clusters.py::test_components_equal_those_of_one_edge_after_the_other[3]",
+  ),
+  Breakage(
+    "corpus-threshold", "data/duplicates.py",
+    ">= config.near_duplicates.threshold", ">= 0",
+    "whatever shares a band is a duplicate",
+    "tests/test_corpus.py::test_planted_truth_comes_back",
+  ),
+  Breakage(
+    "leak-length", "data/decontaminate.py",
+    "width = settings.ngram_words", "width = settings.ngram_words + 1",
+    "a leak of just the number of words that the recipe names stays",
+    "tests/test_corpus.py::test_planted_truth_comes_back",
+  ),
+  Breakage(
+    "corpus-resume", "data/refine.py",
+    "if paths(workdir, unit).stats.exists():", "if False:",
+    "a restart begins from zero",
+    "tests/test_corpus.py::test_a_stopped_run_goes_on_at_its_shard[9]",
+  ),
+  Breakage(
+    "corpus-record-number", "data/publish.py",
+    "number += 1", "number += 2",
+    "provenance names another record than the document's",
+    "tests/test_corpus.py::test_what_is_published_is_what_the_stages_kept",
+  ),
+  Breakage(
+    "corpus-escape", "data/corpus_page.py",
+    "</cite>{escape(e['text'])}", "</cite>{e['text']}",
+    "a document's text is markup of the report",
+    "tests/test_corpus.py::test_no_text_of_a_document_is_markup_of_the_page",
+  ),
+  Breakage(
+    "record-order", "data/documents.py",
+    "first = [starts[i] for i in places]", "first = sorted(starts[i] for i in places)",
+    "documents of ArrayRecord files come in another order than was asked for",
+    "tests/test_documents.py::test_an_array_record_file_reads_as_the_jsonl_of_the_same_texts",
+  ),
+  # The plan.
+  Breakage(
+    "host-copy-counts", "train/schedule.py",
+    '["exposed host copy"] += wait', '["exposed host copy"] += 0 * wait',
+    "waiting for host memory takes no time",
+    "tests/test_search.py::test_copies_to_host_memory_are_hidden_behind_compute_or_exposed",
+  ),
+  Breakage(
+    "collective-slows-compute", "train/schedule.py",
+    "self.now += cost.seconds + shared", "self.now += cost.seconds",
+    "compute beside a collective is as fast as alone",
+    "tests/test_cost.py::test_a_collective_takes_processors_from_the_compute_beside_it",
+  ),
+  Breakage(
+    "statistics-of-their-document", "model/attention_cudnn.py",
+    "[:, jnp.maximum(document_BL, 0), offset_BL]", "[:, 0 * document_BL, offset_BL]",
+    "every token keeps the statistics of the first document",
+    "tests/test_attention.py::test_cudnn_reads_the_right_elements",
+  ),
+  Breakage(
+    "search-without-limit", "train/search.py",
+    "key=lambda f: (f.peak_bytes > limit, f.seconds)", "key=lambda f: (False, f.seconds)",
+    "the search's first answer may not fit",
+    "tests/test_search.py::test_a_search_compiles_by_bounds_and_then_the_best_in_line",
+  ),
+  Breakage(
+    "flags-tried-first", "train/xla.py",
+    "if tried.returncode != 0:", "if tried.returncode == 99:",
+    "a flag that XLA does not know ends the process",
+    "tests/test_xla.py::test_flags_that_xla_would_abort_on_are_one_message",
+  ),
   # The batch.
   Breakage(
     "end-of-document", "data/batch.py",
@@ -84,32 +277,32 @@ BREAKAGES = (
   ),
   Breakage(
     "max-segments", "data/packing.py",
-    "len(row) == self.max_segments", "len(row) > self.max_segments",
+    "len(self.bins[index]) == self.max_segments", "len(self.bins[index]) > self.max_segments",
     "a row holds more documents than the kernels were promised",
     "tests/test_packing.py::test_rows_hold_every_token_once_and_keep_their_bounds",
   ),
   # The order of batches, and going on with it.
   Breakage(
-    "stream-stride", "data/streams.py",
+    "stream-stride", "data/mixture.py",
     "divmod(position * self.streams + stream, size)", "divmod(position * self.streams, size)",
     "all streams read the same documents",
     "tests/test_loader.py::test_streams_together_take_each_document_once_an_epoch",
   ),
   Breakage(
-    "epoch-permutation", "data/streams.py",
-    '/{epoch}".encode()', '/0".encode()',
+    "epoch-permutation", "data/mixture.py",
+    '{seed}/{name}/{epoch}"', '{seed}/{name}/0"',
     "every epoch has the order of the first",
     "tests/test_loader.py::test_streams_together_take_each_document_once_an_epoch",
   ),
   Breakage(
-    "mixture-key", "data/streams.py",
+    "mixture-key", "data/mixture.py",
     "key=[self.seed, stream], counter=count", "key=[self.seed, 0], counter=count",
     "all streams draw their sources alike",
     "tests/test_loader.py::test_order_and_draws_are_those_of_earlier_releases",
   ),
   Breakage(
-    "cursor-offset", "data/streams.py",
-    '"offset": self._offset,', '"offset": 0,',
+    "cursor-partial", "data/streams.py",
+    '"partial": list(self._partial),', '"partial": [],',
     "a restart inside a long document packs its first part twice",
     "tests/test_loader.py::test_a_restart_at_any_step_on_other_hosts_goes_on_with_the_same_batches",
   ),
@@ -119,6 +312,24 @@ BREAKAGES = (
     "a restart forgets the documents of an open bin",
     "tests/test_loader.py::"
     "test_a_restart_at_any_step_on_other_hosts_goes_on_with_the_same_batches[6]",
+  ),
+  Breakage(
+    "stale-read-ahead", "data/streams.py",
+    "if not self._partial and self._source(number) != source:", "if False:",
+    "documents that were read ahead come by the weights of an earlier step",
+    "tests/test_loader.py::test_equals_the_slow_reference",
+  ),
+  Breakage(
+    "filtered-cursor", "data/streams.py",
+    '"filtered": self._filtered,', '"filtered": 0,',
+    "how many documents were left out is not told",
+    "tests/test_loader.py::test_a_cursor_is_small_and_tells_the_progress",
+  ),
+  Breakage(
+    "weights-from-the-start", "data/data_log.py",
+    "return (*before, weights)", "return (dataclasses.replace(weights, step=0),)",
+    "changed weights rewrite what was trained on",
+    "tests/test_loader.py::test_the_data_log_keeps_what_was_trained_on",
   ),
   Breakage(
     "host-streams", "data/loader.py",
@@ -241,22 +452,70 @@ BREAKAGES = (
     "test_gradients_of_matrices_are_summed_over_devices_in_the_dtype_asked[fp32]",
   ),
   Breakage(
-    "cache-mask", "model/generate.py",
+    "cache-mask", "model/decode.py",
     "mask_BLM = distance_BLM >= 0", "mask_BLM = distance_BLM >= -1",
     "a new token sees a place of the cache that is not written yet",
-    "tests/test_generate.py::test_greedy_with_the_cache_equals_recomputing_every_prefix",
+    "tests/test_generate.py::test_the_cache_equals_recomputing_every_prefix[0.0]",
   ),
   Breakage(
-    "nucleus", "model/generate.py",
-    "before_BV < top_p", "before_BV + sorted_BV < top_p",
+    "nucleus", "model/sampling.py",
+    "lambda bound_B: mass_above(bound_B) <", "lambda bound_B: mass_above(bound_B - 1) <",
     "the token that crosses top_p is left out",
-    "tests/test_generate.py::test_the_nucleus_holds_the_token_that_crosses",
+    "tests/test_sampling.py::test_the_nucleus_holds_the_token_that_crosses[0.51-kept2]",
   ),
   Breakage(
     "row-key", "model/generate.py",
-    "jax.vmap(lambda row: jax.random.fold_in(key, row))", "jax.vmap(lambda row: key)",
+    "return jax.vmap(jax.random.fold_in, (None, 0))(key, requests_B)",
+    "return jax.vmap(jax.random.fold_in, (None, 0))(key, 0 * requests_B)",
     "all rows of a batch draw the same numbers",
     "tests/test_generate.py::test_rows_with_one_prompt_and_seeds_draw_different_numbers",
+  ),
+  Breakage(
+    "step-key", "model/generate.py",
+    "(requests.keys_B, slots.steps_B)", "(requests.keys_B, 0 * slots.steps_B)",
+    "every step of a row draws the same numbers",
+    "tests/test_generate.py::test_the_cache_equals_recomputing_every_prefix[1.0]",
+  ),
+  Breakage(
+    "slot-reuse", "model/batching.py",
+    "places[row] = slot", "places[row] = row",
+    "a request enters a slot where another still goes on",
+    "tests/test_batching.py::test_every_request_comes_to_what_it_comes_to_alone",
+  ),
+  Breakage(
+    "stop-string", "model/batching.py",
+    "low, high = 1, end", "low, high = end, end",
+    "the tokens go on past the stop string",
+    "tests/test_batching.py::test_the_first_stop_string_in_the_text_counts",
+  ),
+  Breakage(
+    "cache-index", "model/generate.py",
+    "weights, slots.cache, slots.tokens_B[:, None], slots.lengths_B[:, None], config",
+    "weights, slots.cache, slots.tokens_B[:, None], slots.lengths_B[:, None] + 1, config",
+    "a token is written a place too far into the cache",
+    "tests/test_generate.py::test_the_cache_equals_recomputing_every_prefix[0.0]",
+  ),
+  Breakage(
+    "repetition-sign", "model/sampling.py",
+    "jnp.where(logits_BV < 0, logits_BV * penalty_B1, logits_BV / penalty_B1)",
+    "logits_BV / penalty_B1",
+    "the repetition penalty makes unlikely tokens likelier",
+    "tests/test_sampling.py::"
+    "test_the_repetition_penalty_counts_the_prompt_and_the_others_do_not",
+  ),
+  Breakage(
+    "calibrated-sampling", "model/generate.py",
+    "raw_B = log_probs(logits_BV / requests.report_B[:, None], tokens_B)",
+    "raw_B = log_probs(logits_BV, tokens_B)",
+    "reported log-probabilities are not calibrated",
+    "tests/test_sample.py::"
+    "test_reported_log_probs_are_calibrated_and_what_is_sampled_is_not",
+  ),
+  Breakage(
+    "calibration-bins", "train/calibration.py",
+    "gaps = np.abs(self.bins[:, 2] - self.bins[:, 1])", "gaps = self.bins[:, 2] - self.bins[:, 1]",
+    "bins that are too sure make up for those that are not",
+    "tests/test_calibration.py::test_measures_are_their_definitions",
   ),
   # Loss, step and optimizer.
   Breakage(
@@ -273,7 +532,7 @@ BREAKAGES = (
   ),
   Breakage(
     "decay-mask", "train/optimizer.py",
-    "mask=map_specs(lambda spec: spec.decay, specs)", "mask=None",
+    "mask=map_specs(lambda spec: spec.decay, trained)", "mask=None",
     "norms and biases decay",
     "tests/test_optimizer.py::test_matches_adamw_in_float64[unclipped]",
   ),
@@ -304,7 +563,7 @@ BREAKAGES = (
   ),
   Breakage(
     "skipped-weights", "train/step.py",
-    "params = keep_if(finite, optax", "params = keep_if(True, optax",
+    "join(keep_if(finite, optax", "join(keep_if(True, optax",
     "an overflow goes into the weights",
     "tests/test_step.py::test_a_step_that_is_not_finite_changes_only_the_count_and_the_scale",
   ),
@@ -334,7 +593,7 @@ BREAKAGES = (
   ),
   Breakage(
     "microbatch-key", "train/step.py",
-    "(params, batch, jax.random.fold_in(key, index))", "(params, batch, key)",
+    "(trained, batch, jax.random.fold_in(key, index))", "(trained, batch, key)",
     "all microbatches of a step draw the same numbers",
     "tests/test_step.py::test_the_key_of_a_step_is_its_own_and_each_microbatch_has_another",
   ),
@@ -446,8 +705,160 @@ BREAKAGES = (
   ),
   Breakage(
     "init-from", "train/loop.py",
-    "state = state.replace(params=source", "state.replace(params=source",
+    "lambda g, p: p if g is None else g,", "lambda g, p: p,",
     "the given weights are read and random ones trained",
     "tests/test_export.py::test_training_begins_with_given_weights_and_goes_on_with_its_own",
+  ),
+  # Fine-tuning and the reward model.
+  Breakage(
+    "chat-end-of-turn", "data/chat.py",
+    "return end", "return start",
+    "the end of a turn is no target, so that a model never learns to stop",
+    "tests/test_chat.py::test_texts_ids_and_masks_are_those_of_transformers[smollm2-repeated]",
+  ),
+  Breakage(
+    "chat-border", "data/chat.py",
+    "(starts >= first) & (ends <= last)", "(ends > first) & (ends <= last)",
+    "a token that begins in the prompt is a target",
+    "tests/test_chat.py::test_a_token_across_the_border_of_an_answer_is_no_target",
+  ),
+  Breakage(
+    "answer-mask-shift", "data/examples.py",
+    "weights = [example.mask[1:] for example in row]",
+    "weights = [example.mask[:-1] for example in row]",
+    "the mask is off by one: a prompt's last token is a target, an answer's end is none",
+    "tests/test_examples.py::test_weights_are_the_masks_and_no_first_token_is_a_label",
+  ),
+  Breakage(
+    "prompt-in-loss", "data/examples.py",
+    'batch["loss_weights"][number, : len(joined)] = joined',
+    'batch["loss_weights"][number, : len(joined)] = 1',
+    "prompts are learned too",
+    "tests/test_sft.py::test_the_targets_are_the_answers_with_their_ends_and_nothing_else",
+  ),
+  Breakage(
+    "score-position", "data/pair_batches.py",
+    "batch[name][r, p] = end - 1", "batch[name][r, p] = end - 2",
+    "an answer is scored before its end",
+    "tests/test_pairs.py::test_a_row_holds_both_answers_and_says_where_they_end",
+  ),
+  Breakage(
+    "last-real-token", "model/heads.py",
+    "from_end_B = jnp.argmax(mask_BL[:, ::-1] > 0, axis=1)",
+    "from_end_B = length - jnp.sum(mask_BL > 0, axis=1)",
+    "the score's place is the count of tokens, wrong with padding in front",
+    "tests/test_heads.py::test_the_last_real_token_is_the_masks_last",
+  ),
+  Breakage(
+    "forced-end", "data/pairs.py",
+    "ids = np.concatenate([ids[: max_tokens - 1], ids[-1:]])", "ids = ids[:max_tokens]",
+    "an answer that was cut has no end",
+    "tests/test_pairs.py::test_an_answer_that_is_cut_ends_like_any_other",
+  ),
+  Breakage(
+    "margin-sign", "train/pair_loss.py",
+    "sign * difference - config.margin * strength", "sign * difference + config.margin * strength",
+    "a stronger preference asks for a smaller difference",
+    "tests/test_reward.py::test_the_loss_is_that_of_float64[mask]",
+  ),
+  Breakage(
+    "tie-weight", "train/pair_loss.py",
+    'jnp.where(tie, float(config.ties == "soft"), 1.0)', "jnp.ones_like(sign)",
+    "ties count where they are to be masked",
+    "tests/test_reward.py::test_the_loss_is_that_of_float64[mask]",
+  ),
+  Breakage(
+    "tie-margin", "train/pair_loss.py",
+    "jnp.where(tie, undecided, decided)", "decided",
+    "a tie is a comparison with nothing to learn but the margin",
+    "tests/test_reward.py::test_the_loss_is_that_of_float64[soft]",
+  ),
+  Breakage(
+    "frozen-base", "model/lora.py",
+    "dataclasses.replace(spec, trained=False)", "dataclasses.replace(spec, trained=True)",
+    "the weights under the adapters are trained as well",
+    "tests/test_lora.py::test_a_step_moves_the_adapters_alone_and_keeps_no_state_of_the_rest",
+  ),
+  # Reinforcement learning.
+  Breakage(
+    "kl-sign", "train/advantages.py",
+    "> 0, -beta * log_ratio_BT, 0.0)", "> 0, beta * log_ratio_BT, 0.0)",
+    "the policy is paid for leaving its reference",
+    "tests/test_ppo_numerics.py::"
+    "test_the_score_is_on_the_stop_token_and_the_penalty_on_every_token[0.0]",
+  ),
+  Breakage(
+    "score-past-stop", "train/advantages.py",
+    "last_B = counts_B - 1", "last_B = counts_B",
+    "the score lies one past the stop token",
+    "tests/test_ppo_numerics.py::"
+    "test_the_score_is_on_the_stop_token_and_the_penalty_on_every_token[0.0]",
+  ),
+  Breakage(
+    "response-mask", "train/advantages.py",
+    "jnp.arange(length)[None, :] < counts_B[:, None])",
+    "jnp.arange(length)[None, :] <= counts_B[:, None])",
+    "the token after the stop token counts",
+    "tests/test_ppo_numerics.py::"
+    "test_the_score_is_on_the_stop_token_and_the_penalty_on_every_token[1000.0]",
+  ),
+  Breakage(
+    "whitened-returns", "train/advantages.py",
+    "return advantages_BT, advantages_BT + values_BT",
+    "return advantages_BT, whiten(advantages_BT, mask_BT) + values_BT",
+    "the critic learns returns of whitened advantages",
+    "tests/test_ppo_numerics.py::"
+    "test_advantages_are_those_of_the_definition_whatever_padding_holds[0.0-1.0-0.95]",
+  ),
+  Breakage(
+    "rollout-temperature", "train/policy_losses.py",
+    "config, compute) / temperature", "config, compute)",
+    "log-probabilities are of another distribution than was sampled from",
+    "tests/test_ppo_numerics.py::"
+    "test_log_probs_of_responses_at_the_temperature_and_junk_in_padding[1]",
+  ),
+  Breakage(
+    "integer-reward", "train/rewards.py",
+    "number = float(value)", "number = float(int(value))",
+    "a reward of 0.7 is 0",
+    "tests/test_rewards.py::test_rewards_stay_floats_and_dimensions_are_kept_apart",
+  ),
+  Breakage(
+    "reused-key", "train/iteration.py",
+    "jax.random.fold_in(jax.random.key(seed), step)", "jax.random.key(seed)",
+    "every iteration draws with the same key",
+    "tests/test_ppo.py::test_prompts_are_permuted_and_keys_are_never_used_again",
+  ),
+  Breakage(
+    "kl-limit", "train/ppo.py",
+    'line["kl"] > limits.kl:', 'line["kl"] > math.inf:',
+    "a policy far off its reference is saved and trained on",
+    "tests/test_ppo.py::test_a_kl_blow_up_is_not_saved",
+  ),
+  # Evaluation.
+  Breakage(
+    "split-point", "train/requests.py",
+    "encoder.encode(context + continuation)[len(before) :]",
+    "encoder.encode(context + continuation)[len(before) + 1 :]",
+    "the first token of a choice is not scored",
+    "tests/test_evaluate.py::test_prompts_and_log_likelihoods_are_those_of_the_harness",
+  ),
+  Breakage(
+    "length-normalisation", "data/scores.py",
+    "np.argmax(lls / characters)", "np.argmax(lls / nbytes)",
+    "acc_norm divides by bytes",
+    "tests/test_scores.py::test_length_normalisation_divides_by_characters_or_bytes",
+  ),
+  Breakage(
+    "shot-order", "train/suite.py",
+    "!= same][:count]", "!= same][-count:]",
+    "the last examples of the file stand before a question",
+    "tests/test_evaluate.py::test_prompts_and_log_likelihoods_are_those_of_the_harness",
+  ),
+  Breakage(
+    "prefix-positions", "train/scorer.py",
+    "[np.arange(prefix, trunk)]", "[np.arange(0, trunk - prefix)]",
+    "what follows a shared prefix has positions from 0",
+    "tests/test_score.py::test_every_request_scores_as_by_itself",
   ),
 )  # fmt: skip

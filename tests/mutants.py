@@ -24,7 +24,7 @@ from pathlib import Path
 from tests.breakages import BREAKAGES, Breakage
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("configs", "data", "model", "train", "tests", ".pytest.ini", "setup.py")
+COPIED = ("configs", "data", "model", "train", "tests", "docs", ".pytest.ini", "setup.py")
 TIMEOUT_SECONDS = 600
 
 

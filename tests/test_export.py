@@ -156,8 +156,8 @@ def test_other_logits_are_no_export(tmp_path, monkeypatch, capsys):
   make_run(tmp_path / "run")
   load = hf.load
 
-  def damaged(folder):
-    config, params = load(folder)
+  def damaged(folder, empty):
+    config, params = load(folder, empty)
     params["layers"]["mlp"]["down_FD"][1, 3, 5] += 1e-2
     return config, params
 

@@ -108,21 +108,74 @@ def test_quantized_tensors_are_near_what_they_were(tmp_path, kind, error):
   assert 0 < np.abs(file[key] - array).max() < error and file[key].dtype == np.float32
 
 
-@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
-def test_k_quants_are_dequantized(tmp_path, kind):
-  """The package can't make any, so these are all zeros; that its numbers are right is its own."""
+def half(raw, first):
+  return float(np.frombuffer(raw, np.float16, 1, first)[0])
+
+
+def six_bits(raw, j):
+  """get_scale_min_k4 of https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c"""
+  if j < 4:
+    return raw[j] & 63, raw[j + 4] & 63
+  low = raw[j + 4]
+  return (low & 15) | (raw[j - 4] >> 6 << 4), (low >> 4) | (raw[j] >> 6 << 4)
+
+
+def q4_or_q5_k(raw, fifth):
+  """dequantize_row_q4_K and q5_K of the same file: 2 scales in fp16, 12 bytes of 6 bits each."""
+  high, low = raw[16:48], raw[16 + 32 * fifth :]
+  values = []
+  for j in range(8):
+    scale, least = six_bits(raw[4:16], j)
+    for i in range(32):
+      q = (low[j // 2 * 32 + i] >> (4 * (j % 2))) & 15
+      q += 16 * ((high[i] >> j) & 1) if fifth else 0
+      values.append(half(raw, 0) * scale * q - half(raw, 2) * least)
+  return values
+
+
+def q6_k(raw):
+  """dequantize_row_q6_K of the same file: 4 bits, 2 bits, 16 scales of 8 bits, one in fp16."""
+  scales = np.frombuffer(raw, np.int8, 16, 192)
+  values = np.zeros(256)
+  for part in range(2):
+    for i in range(32):
+      high = raw[128 + 32 * part + i]
+      for j in range(4):
+        low = raw[64 * part + 32 * (j % 2) + i] >> (4 * (j // 2))
+        q = ((low & 15) | (((high >> (2 * j)) & 3) << 4)) - 32
+        values[128 * part + 32 * j + i] = half(raw, 208) * scales[8 * part + 2 * j + i // 16] * q
+  return values
+
+
+@pytest.mark.parametrize(
+  ("kind", "halves", "reference"),
+  [
+    ("Q8_0", (0,), lambda raw: half(raw, 0) * np.frombuffer(raw, np.int8, 32, 2).astype(float)),
+    ("Q4_K", (0, 2), lambda raw: q4_or_q5_k(raw, False)),
+    ("Q5_K", (0, 2), lambda raw: q4_or_q5_k(raw, True)),
+    ("Q6_K", (208,), q6_k),
+  ],
+)
+def test_blocks_are_dequantized_as_llama_cpp_does(tmp_path, kind, halves, reference):
+  """Random bits, all of which are valid blocks but for their scales in fp16."""
   kind = gguf.GGMLQuantizationType[kind]
-  blocks = np.zeros((2, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
+  values, size = gguf.GGML_QUANT_SIZES[kind]
+  blocks = np.random.default_rng(0).integers(0, 256, (2, 3, size), np.uint8)
+  for first in halves:
+    scale = np.linspace(-0.01, 0.02, 6, dtype=np.float16).reshape(2, 3, 1)
+    blocks[..., first : first + 2] = scale.view(np.uint8).reshape(2, 3, 2)
   writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
-  writer.add_embedding_length(256)
+  writer.add_embedding_length(3 * values)
   writer.add_head_count(2)
-  writer.add_tensor("token_embd.weight", blocks, raw_dtype=kind)
+  writer.add_tensor("token_embd.weight", blocks.reshape(2, -1), raw_dtype=kind)
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
   writer.close()
   array = File(tmp_path / "model.gguf")["model.embed_tokens.weight"]
-  np.testing.assert_array_equal(array, np.zeros((2, 256), np.float32), strict=True)
+  expected = np.concatenate([reference(block.tobytes()) for block in blocks.reshape(6, size)])
+  assert array.dtype == np.float32 and np.abs(expected).max() > 0.1
+  np.testing.assert_allclose(array, expected.reshape(2, -1), rtol=1e-5, atol=1e-6)
 
 
 def llama3_factors(head_dim, theta, factor):

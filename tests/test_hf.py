@@ -102,12 +102,16 @@ def test_configs_of_both_generations_of_transformers_read_the_same():
   [
     ({"architectures": ["GPT2LMHeadModel"]}, r"architecture \['GPT2LMHeadModel'\] is unknown"),
     ({"architectures": None, "model_type": "mamba"}, "architecture mamba is unknown"),
+    ({"architectures": ["Qwen3MoeForCausalLM"]}, r"\['Qwen3MoeForCausalLM'\] is unknown"),
+    ({"architectures": ["SmolLM3ForCausalLM"]}, r"\['SmolLM3ForCausalLM'\] is unknown"),
     ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     ({"attention_bias": True}, "attention_bias is True"),
     ({"mlp_bias": True}, "mlp_bias is True"),
     ({"quantization_config": {"bits": 4}}, "quantization_config is"),
     ({"hidden_size": None}, "hidden_size is None; it must be a positive integer"),
     ({"rope_parameters": {"rope_type": "yarn"}}, "RoPE scaling 'yarn' is not supported"),
+    ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "RoPE scaling 'linear'"),
+    ({"rope_parameters": {"rope_type": "dynamic"}}, "RoPE scaling 'dynamic' is not supported"),
     ({"rope_parameters": {"rope_type": "llama3"}}, "RoPE scaling 'llama3' has no 'factor'"),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
     (

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from train import main
+
 QUICKSTART = "--config=configs/quickstart.py"
 
 
@@ -52,3 +54,11 @@ def test_what_is_null_in_a_recipe_can_be_set():
   for key, value in settings.items():
     shown = "1000000000000.0" if value == "1e12" else value
     assert f"--config.{key}={shown}\n" in done.stdout
+
+
+def test_a_recipe_that_fails_is_one_line():
+  quoted = (
+    "flag --config=x.py: Error:\n\nTraceback (most recent call last):\n  ...\nValueError: a: b\n"
+  )
+  assert main.without_traceback(quoted) == "a: b"
+  assert main.without_traceback("plain: words") == "plain: words"

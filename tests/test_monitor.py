@@ -21,8 +21,8 @@ def test_the_ledger_adds_up_with_nested_contexts_and_exceptions():
   with pytest.raises(KeyError), ledger("evaluation"):
     raise KeyError
   assert ledger.seconds() == {
-    "compile": 0.0, "data_wait": 1.0, "step": 2.0, "checkpoint": 0.0, "evaluation": 1.0,
-    "other": 3.0, "total": 7.0,
+    "compile": 0.0, "data_wait": 1.0, "rollout": 0.0, "step": 2.0, "checkpoint": 0.0,
+    "evaluation": 1.0, "other": 3.0, "total": 7.0,
   }  # fmt: skip
 
 

@@ -11,12 +11,53 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 PACKAGES = ("configs", "data", "model", "train")
+CORPUS = (
+  "fasttext",
+  "fastwarc",
+  "lxml",
+  "mwparserfromhell",
+  "pyarrow",
+  "pylatexenc",
+  "resiliparse",
+  "trafilatura",
+  "zstandard",
+)
 # {a module that is imported only where it is used, and where it is installed: its extra}
-OPTIONAL = {"gguf": "gguf", "torch": "peers", "transformers": "peers"}
+OPTIONAL = {
+  "datasets": "evaluate",
+  "datatrove": "datatrove",
+  "rouge_score": "evaluate",
+  "sacrebleu": "evaluate",
+  "gguf": "gguf",
+  "lm_eval": "peers",
+  "matplotlib": "plan",
+  "torch": "peers",
+  "transformers": "peers",
+  **dict.fromkeys(CORPUS, "corpus"),
+}
 # Beside the standard library. `model` is jax only: numpy holds its constants, flax its loop state.
 MAY_IMPORT = {
   "configs": {"configs", "ml_collections"},
-  "data": {"data", "absl", "fsspec", "grain", "numpy", "sentencepiece", "tokenizers"},
+  "data": {
+    *(
+      "data",
+      "absl",
+      "array_record",
+      "datasets",
+      "datatrove",
+      "fsspec",
+      "grain",
+      "jinja2",
+      "ml_collections",
+      "numpy",
+      "rouge_score",
+      "sacrebleu",
+      "sentencepiece",
+      "tiktoken",
+      "tokenizers",
+    ),
+    *CORPUS,
+  },
   "model": {"model", "jax", "numpy", "flax"},
 }
 
@@ -36,7 +77,7 @@ def files(package):
 
 def third_party(*packages):
   """{name: a file that imports it} of all that is neither ours nor the standard library's."""
-  ours = {*PACKAGES, "tests"} | sys.stdlib_module_names
+  ours = {*PACKAGES, "tests", "docs"} | sys.stdlib_module_names
   return {n: p for package in packages for p in files(package) for n in imports(p) if n not in ours}
 
 
@@ -66,7 +107,7 @@ def test_every_import_is_required_and_every_requirement_imported():
   required = set(requirements()[""])
   for module, candidates in distributions(third_party(*PACKAGES)).items():
     if module in OPTIONAL:
-      assert module in requirements()[OPTIONAL[module]]
+      assert {normalized(module), *candidates} & requirements()[OPTIONAL[module]].keys()
     else:
       assert candidates & required, f"{module} is imported and not named in setup.py"
   used = set().union(*distributions(third_party(*PACKAGES)).values())
@@ -111,7 +152,7 @@ def test_what_is_built_runs_alone(tmp_path):
   )
   built = {p.relative_to(tmp_path / "lib") for p in (tmp_path / "lib").rglob("*") if p.is_file()}
   sources = [p for package in PACKAGES for p in files(package)]
-  sources += (REPOSITORY / "train" / "clusters").glob("*.json")
+  sources += (REPOSITORY / "train").rglob("*.json")
   assert built == {p.relative_to(REPOSITORY) for p in sources}
   code = "import train.main, configs, sys; print(train.main.__file__); sys.exit(train.main.DONE)"
   done = subprocess.run(

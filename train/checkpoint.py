@@ -32,6 +32,8 @@ from jax.experimental import multihost_utils
 from train.catalog import Catalog, CheckpointError
 from train.manifest import Leaves, Manifest
 
+CHUNK_BYTES = 16 * 2**20  # of weights alone: what is encoded, and decoded, at once
+
 
 class Checkpointer:
   """The checkpoints in one folder.
@@ -106,7 +108,10 @@ class Checkpointer:
     return self._save(step, _items(trees), extra, wait=wait, replace=False)
 
   def save_weights(self, step: int, weights: dict[str, Any], extra: dict[str, Any]) -> None:
-    """Saves {name: weights} as `step`, in place of what that step held, and waits for it."""
+    """Saves {name: weights} as `step`, in place of what that step held, and waits for it.
+
+    Beside the arrays, it holds no more than about the largest of them in memory.
+    """
     items = {f"{name}.params": _leaves(tree) for name, tree in weights.items()}
     self._save(step, items, extra, wait=True, replace=True)
 
@@ -144,7 +149,11 @@ class Checkpointer:
     return step, restored, self._catalog.manifest(step).extra
 
   def restore_weights(
-    self, abstract: dict[str, Any], step: int | None = None, which: str = "raw"
+    self,
+    abstract: dict[str, Any],
+    step: int | None = None,
+    which: str = "raw",
+    keep: Callable[[Any], Any] | None = None,
   ) -> dict[str, Any]:
     """Restores {name: weights} alone, for evaluation, sampling or export; see `restore`.
 
@@ -152,6 +161,7 @@ class Checkpointer:
       abstract: {name: tree of ShapeDtypeStruct} of the weights; not every name of the checkpoint.
       step: None for the newest that is whole.
       which: "raw", or "average" for their running mean, which only full checkpoints hold.
+      keep: what to keep of each array, such as a copy on a disk; then one is read at a time.
 
     Raises:
       ValueError: another shape (see `restore`), or no snapshot is in the mean yet.
@@ -171,7 +181,7 @@ class Checkpointer:
     step = _on_first_process(
       lambda: self._catalog.choose(_described(wanted), step, full=not raw, owner=False)
     )
-    trees = self._read(step, wanted)
+    trees = self._read(step, wanted, keep)
     weights = {}
     for name, tree in abstract.items():
       found = trees[f"{name}.params" if raw else f"{name}.average"]
@@ -232,8 +242,17 @@ class Checkpointer:
     folder = self._catalog.staging(f"{step}-{self._attempts}")
     try:
       ocp = _orbax()
-      orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
-      args = {item: ocp.args.PyTreeSave(leaves) for item, leaves in items.items()}
+      handlers, how = {}, None
+      if replace:
+        largest = max(leaf.nbytes for leaves in items.values() for leaf in leaves.values())
+        limit = 1.01 * largest / 1e9
+        handlers = {item: ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit) for item in items}
+        how = ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
+      orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
+      args = {
+        item: ocp.args.PyTreeSave(leaves, save_args=how and dict.fromkeys(leaves, how))
+        for item, leaves in items.items()
+      }
       orbax.save(folder, args=ocp.args.Composite(**args))
     except Exception as error:
       raise self._failure(step, error) from error
@@ -267,7 +286,7 @@ class Checkpointer:
 
   # Reading.
 
-  def _read(self, step: int, wanted: dict) -> dict[str, dict[str, Any]]:
+  def _read(self, step: int, wanted: dict, keep: Callable | None = None) -> dict[str, dict]:
     """{item: {leaf path: array}} from Orbax, to the shardings of `wanted`."""
     ocp = _orbax()
 
@@ -278,10 +297,17 @@ class Checkpointer:
 
     trees = {}
     for item, leaves in wanted.items():
-      args = ocp.args.PyTreeRestore(item=leaves, restore_args=jax.tree.map(how, leaves))
+      alone = [leaves] if keep is None else [{path: leaf} for path, leaf in leaves.items()]
+      trees[item] = {}
       try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
-          trees[item] = orbax.restore(self.directory / str(step) / item, args=args)
+          for part in alone:
+            args = ocp.args.PyTreeRestore(
+              item=part, restore_args=jax.tree.map(how, part), partial_restore=keep is not None
+            )
+            read = orbax.restore(self.directory / str(step) / item, args=args)
+            trees[item] |= read if keep is None else {p: keep(x) for p, x in read.items()}
+            del read
       except Exception as error:
         raise CheckpointError(
           f"checkpoint {step} in {self.directory} could not be read: {error}"

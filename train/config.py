@@ -3,13 +3,16 @@
 import dataclasses
 from typing import Any
 
-from data.config import DataConfig
+from data.config import DataConfig, InstructionConfig, PairConfig
 from model.config import ComputeConfig, ModelConfig
+from model.lora import LoraConfig
 from model.sharding import MeshConfig
 from train.loss_scale import LossScaleConfig
-from train.losses import LossConfig
+from train.losses import LossConfig, SftLossConfig
 from train.optimizer import OptimizerConfig
+from train.pair_loss import PairLossConfig
 from train.step import AverageConfig
+from train.suite import SuiteConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,24 +20,27 @@ class TrainConfig:
   """How long, from which weights, and how the step is compiled.
 
   Attributes:
-    steps: batches.
+    steps: batches; None where the stage counts them: its data's epochs.
     microbatches: parts of a batch whose gradients are added up.
     max_skipped: so many non-finite steps in a row end the run as diverged.
     init_from: the folder of a run, or of an imported model, with whose newest weights the first
       step begins; None for random ones.
-    xla_options: XLA's own for compiling the step, by their names without dashes in front.
+    xla_profile: a named set of XLA's options, of train/xla_profiles.json.
+    xla_options: further ones for compiling the step, by their names without dashes in front.
   """
 
-  steps: int
+  steps: int | None
   microbatches: int
   max_skipped: int
   init_from: str | None
+  xla_profile: str
   xla_options: dict[str, Any]
 
   def __post_init__(self):
     for name in ("steps", "microbatches", "max_skipped"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1.")
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ValueError(f"train.{name} is {value}; it must be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,19 +58,28 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig:
-  """Held-out evaluation every `every` steps; `files` is a glob of further documents, scored as
-  the set "files"."""
+class HeldOutConfig:
+  """Held-out evaluation every `every` steps, in batches of `batch_size` rows."""
 
   every: int
   batch_size: int
-  stride: int
-  files: str | None
 
   def __post_init__(self):
-    for name in ("every", "batch_size", "stride"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"eval.{name} is {getattr(self, name)}; it must be at least 1.")
+    for name, value in dataclasses.asdict(self).items():
+      if isinstance(value, int) and value < 1:
+        raise ValueError(f"eval.{name} is {value}; it must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig(HeldOutConfig):
+  """`files` is a glob of further documents, scored as the set "files".
+
+  `suite` are benchmarks that are scored at the same steps; see `train.suite`.
+  """
+
+  stride: int
+  files: str | None
+  suite: SuiteConfig | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,24 +116,20 @@ class SampleConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig:
-  """Every section of a pretraining recipe."""
+class RunConfig:
+  """The sections of every supervised stage; each stage adds `data`, `eval` and its own."""
 
   stage: str
   seed: int
   model: ModelConfig
   compute: ComputeConfig
   mesh: MeshConfig
-  data: DataConfig
   optimizer: OptimizerConfig
   loss_scale: LossScaleConfig
-  loss: LossConfig
   train: TrainConfig
   average: AverageConfig
   checkpoint: CheckpointConfig
-  eval: EvalConfig
   log: LogConfig
-  sample: SampleConfig
 
   def __post_init__(self):
     if not 0 <= self.seed < 2**32:
@@ -139,3 +150,105 @@ class PretrainConfig:
         f"data.seq_len={self.data.seq_len} is not divisible by "
         f"compute.loss_chunks={self.compute.loss_chunks}; change either."
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig(RunConfig):
+  """Every section of a pretraining recipe."""
+
+  data: DataConfig
+  loss: LossConfig
+  eval: EvalConfig
+  sample: SampleConfig
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.train.steps is None:
+      raise ValueError("train.steps is None; pretraining has no epochs to count them by: set it.")
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerConfig:
+  """Answers to the first `prompts` held-out prompts, written every `every` steps.
+
+  Attributes:
+    every, prompts: see above; 0 prompts for none.
+    max_tokens, temperature, top_p: of an answer.
+  """
+
+  every: int
+  prompts: int
+  max_tokens: int
+  temperature: float
+  top_p: float
+
+  def __post_init__(self):
+    if self.every < 1 or self.prompts < 0 or self.max_tokens < 1:
+      raise ValueError(
+        f"sample has every={self.every}, prompts={self.prompts}, max_tokens={self.max_tokens}; "
+        "they must be at least 1, 0 and 1."
+      )
+    if self.temperature < 0 or not 0 < self.top_p <= 1:
+      raise ValueError(
+        f"sample has temperature={self.temperature}, top_p={self.top_p}; they must be >= 0 and in "
+        "(0, 1]."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig(RunConfig):
+  """Every section of a recipe of supervised fine-tuning."""
+
+  data: InstructionConfig
+  loss: SftLossConfig
+  lora: LoraConfig
+  eval: HeldOutConfig
+  sample: AnswerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+  """What is scored, and on what scale.
+
+  Attributes:
+    weights: {dimension: its weight in the combined reward}, in the order of the heads.
+    reference: the folder of the policy on whose answers scores get mean 0 and deviation 1; null
+      takes the comparisons' own answers.
+    prompts: held-out prompts that it answers.
+    max_tokens, temperature: of its answers.
+  """
+
+  weights: dict[str, float]
+  reference: str | None
+  prompts: int
+  max_tokens: int
+  temperature: float
+
+  def __post_init__(self):
+    if not self.weights:
+      raise ValueError("score.weights is empty; name at least one dimension.")
+    if self.prompts < 2 or self.max_tokens < 1 or not self.temperature > 0:
+      raise ValueError(
+        f"score has prompts={self.prompts}, max_tokens={self.max_tokens}, "
+        f"temperature={self.temperature}; they must be at least 2, at least 1, and positive."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig(RunConfig):
+  """Every section of a recipe of a reward model."""
+
+  data: PairConfig
+  loss: PairLossConfig
+  lora: LoraConfig
+  score: ScoreConfig
+  eval: HeldOutConfig
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name, source in self.data.sources.items():
+      if source.dimension is not None and source.dimension not in self.score.weights:
+        raise ValueError(
+          f"data.sources.{name}.dimension is {source.dimension!r}, none of score.weights "
+          f"({', '.join(self.score.weights)})."
+        )

@@ -27,12 +27,14 @@ import jax
 import numpy as np
 
 from data.config import parse
-from model import hf, hf_config, safetensors
+from model import hf, hf_config, lora, safetensors
 from model.config import ModelConfig
 from model.params import count, map_specs, param_specs
 from train import hf_tokenizer
 from train.checkpoint import Checkpointer
+from train.export_scorer import write_scorer
 from train.gguf import File
+from train.spill import on_disk
 from train.workdir import CONFIG, write_config
 
 MODEL = "model"
@@ -65,7 +67,7 @@ def import_model(source: Path, out: Path) -> None:
       hf_tokenizer.copy_beside(source, side)
     config = hf_config.to_model(described)
     data = hf_tokenizer.data_section(side, described, config, out)
-    params = hf.read_params(stored, config)
+    params = hf.read_params(stored, config, on_disk(folder))
     if source.is_dir():
       ids = _random_ids(config)
       _compare_with_transformers(source, ids, lambda: _logits(params, ids, config))
@@ -100,25 +102,35 @@ def export_run(
   """
   recipe = _read_recipe(run)
   config = parse(ModelConfig, recipe["model"], "config.model")
+  if recipe.get("stage") in ("reward", "reward-model"):
+    with _new_folder(out) as folder:
+      said = write_scorer(run, folder, shard_bytes)
+    print(f"{out}: {said}")
+    return
   if which is None:
     which = "average" if recipe.get("average", {}).get("fraction") else "raw"
   data = recipe.get("data", {})
   described = hf_config.from_model(config, data.get("seq_len", 0))
   specs = param_specs(config)
-  cpu = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-  abstract = map_specs(
-    lambda spec: jax.ShapeDtypeStruct(spec.shape, np.float32, sharding=cpu), specs
-  )
-  params = Checkpointer(run / "checkpoints").restore_weights({MODEL: abstract}, step, which)[MODEL]
+  if "lora" in recipe:
+    specs = lora.add(specs, parse(lora.LoraConfig, recipe["lora"], "config.lora"))
+  abstract = map_specs(lambda spec: jax.ShapeDtypeStruct(spec.shape, np.float32), specs)
   ids = _random_ids(config)
-  expected = _logits(params, ids, config)
   with _new_folder(out) as folder:
+    empty = on_disk(folder)
+    checkpoints = Checkpointer(run / "checkpoints")
+    params = checkpoints.restore_weights(
+      {MODEL: abstract}, step, which, lambda array: _copied(array, empty(array.shape))
+    )[MODEL]
+    if lora.is_adapted(params):
+      params = lora.merge(params)
+    expected = _logits(params, ids, config)
     described |= hf_tokenizer.write(run, recipe, config, folder)
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
     shapes = hf.stored_shapes(config)
     safetensors.write_directory(folder, shapes, hf.stored_tensors(params, config), shard_bytes)
     del params
-    written, params = hf.load(folder)
+    written, params = hf.load(folder, empty)
     _require_same("what was written, read back", _logits(params, ids, written), expected)
     difference = _compare_with_transformers(folder, ids, lambda: expected)
   peer = "not installed" if difference is None else f"{difference:.1e}"
@@ -141,6 +153,11 @@ def _new_folder(out: Path) -> Iterator[Path]:
     folder.rename(out)
   finally:
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copied(array: np.ndarray, out: np.ndarray) -> np.ndarray:
+  out[...] = array
+  return out
 
 
 def _read_recipe(run: Path) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from data.heldout import EvaluationSet
-from model.sharding import batch_sharding
 from train.config import PretrainConfig
 from train.losses import next_token_loss
+from train.placement import from_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,9 @@ class Score:
 
   loss: float
   bits_per_byte: float
+
+  def __str__(self) -> str:
+    return f"loss {self.loss:.4f}, {self.bits_per_byte:.4f} bits per byte"
 
 
 def make_scorer(config: PretrainConfig, mesh: Mesh) -> Callable[[dict, EvaluationSet], Score]:
@@ -36,7 +39,7 @@ def make_scorer(config: PretrainConfig, mesh: Mesh) -> Callable[[dict, Evaluatio
     # One batch at a time: independent programs with collectives, in flight together, deadlock
     # where several virtual devices share a host's cores.
     nll = math.fsum(
-      float(nll_sum(params, global_batch(batch, mesh)))
+      float(nll_sum(params, from_whole(batch, mesh)))
       for batch in _batches(held_out.batch, config.eval.batch_size)
     )
     return Score(nll / held_out.num_tokens, nll / math.log(2) / held_out.num_bytes)
@@ -47,12 +50,3 @@ def make_scorer(config: PretrainConfig, mesh: Mesh) -> Callable[[dict, Evaluatio
 def _batches(rows: dict[str, np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:
   for first in range(0, len(rows["tokens"]), size):
     yield {name: array[first : first + size] for name, array in rows.items()}
-
-
-def global_batch(rows: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """Sharded arrays of a whole batch that every process holds."""
-  sharding = batch_sharding(mesh)
-  return {
-    name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
-    for name, array in rows.items()
-  }

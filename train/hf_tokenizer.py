@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers import processors
 
 from data import tokenizer as tokenizer_files
+from data.chat import load_template
 from model import hf_config
 from model.config import ModelConfig
 
@@ -107,6 +108,9 @@ def write(run: Path, recipe: dict[str, Any], config: ModelConfig, out: Path) -> 
   _check_fits(found, config)
   copy_beside(path.parent, out)
   ids = {"bos_token_id": found.eot, "eos_token_id": found.eot}
+  if data.get("chat_template", "model") != "model":  # the model's own is copied already
+    template = load_template(data["chat_template"], str(path), data["eot"])
+    (out / "chat_template.jinja").write_text(template.source, encoding="utf-8")
   if (out / "tokenizer_config.json").exists():
     names = hf_config.read_json(out / "tokenizer_config.json")
     ids = _special_ids(names, out) or ids

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -12,20 +13,29 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from data.batch import empty_batch
-from data.loader import Cursors, Loader
-from model.sharding import batch_sharding, batch_shards
+from data.batch import Batch
+from data.loader import Cursors
+from model.sharding import batch_shards
+from train import xla
 from train.average import snapshot_steps
 from train.checkpoint import Checkpointer
-from train.config import PretrainConfig
+from train.config import RunConfig
 from train.heldout import Score
+from train.initial import given_params
 from train.optimizer import learning_rate, make_optimizer
+from train.placement import from_parts, sharding_of
 from train.recorder import Recorder
 from train.signals import StopRequest
 from train.state import TrainState, abstract_state, init_state, state_shardings
 from train.step import LossFn, make_train_step
 
 MODEL = "model"
+
+
+class Loader(Iterator[tuple[Batch, Cursors]], Protocol):
+  """Batches with the cursors after them; closed after use. See `data.loader.Loader`."""
+
+  def close(self) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,21 +45,27 @@ class Stage:
   Attributes:
     specs: the parameters.
     loss_fn: the objective, as `train.step` documents it.
+    row: one row of a batch, for its shapes.
     make_loader: a loader that continues from the streams' cursors, or starts with None.
     evaluate: held-out scores, by the name of the set, of given weights.
     progress: what a training line says of the data position that cursors describe.
+    sample: writes what given weights say at a step; None where only the end of a run is sampled.
+    sample_every: steps from one such sample to the next.
   """
 
   specs: dict
   loss_fn: LossFn
+  row: Batch
   make_loader: Callable[[Cursors | None], Loader]
   evaluate: Callable[[dict], dict[str, Score]]
   progress: Callable[[Cursors], dict[str, float]]
+  sample: Callable[[int, dict], None] | None
+  sample_every: int
 
 
 def train(
   stage: Stage,
-  config: PretrainConfig,
+  config: RunConfig,
   workdir: Path,
   mesh: Mesh,
   recorder: Recorder,
@@ -71,23 +87,25 @@ def train(
   optimizer = make_optimizer(config.optimizer, total, stage.specs)
   abstract = abstract_train_state(stage.specs, config, optimizer, mesh)
   with ledger("compile"):
-    traced = trace_step(stage.specs, stage.loss_fn, config, optimizer, abstract, mesh)
+    traced = trace_step(stage.specs, stage.loss_fn, stage.row, config, optimizer, abstract, mesh)
     step_fn = compile_step(traced.lower(), config)
   checkpoints = open_checkpoints(config, workdir)
   try:
     with ledger("compile" if checkpoints.latest() is None else "checkpoint"):
       state, extra = restore_or_init(checkpoints, stage.specs, config, optimizer, abstract)
     start = int(state.step)
-    recorder.start(start, extra["tokens"])
+    recorder.start(config, start, extra["tokens"])
     loader = stage.make_loader(extra["cursors"])
     try:
-      if _due(start, config.eval.every, total):
-        recorder.evaluate(start, stage.evaluate, state)  # what a kill, or new files, left to do
+      # What a kill, or new files, left to do; and what the given weights are worth.
+      if _due(start, config.eval.every, total) or (start == 0 and config.train.init_from):
+        recorder.evaluate(start, stage.evaluate, state)
+        _sample(stage, start, state, total, recorder)
       recorder.mark()
       for step in range(start + 1, total + 1):
         with ledger("data_wait"):
           rows, cursors = next(loader)
-          batch = to_global(rows, mesh)
+          batch = from_parts(rows, mesh)
         state = recorder.run_step(step, step_fn, state, batch, rows, stage.progress(cursors))
         stopping = stop.wanted()
         if stopping or _due(step, config.checkpoint.every, total):
@@ -104,6 +122,7 @@ def train(
         if _due(step, config.eval.every, total):
           recorder.drain()
           recorder.evaluate(step, stage.evaluate, state)
+        _sample(stage, step, state, total, recorder)
       return state, True
     finally:
       loader.close()
@@ -116,7 +135,13 @@ def _due(step: int, every: int, total: int) -> bool:
   return step > 0 and (step % every == 0 or step == total)
 
 
-def check_sizes(config: PretrainConfig, mesh: Mesh) -> None:
+def _sample(stage: Stage, step: int, state: TrainState, total: int, recorder: Recorder) -> None:
+  if stage.sample is not None and (step == 0 or _due(step, stage.sample_every, total)):
+    with recorder.ledger("evaluation"):
+      stage.sample(step, state.params)
+
+
+def check_sizes(config: RunConfig, mesh: Mesh) -> None:
   """Raises ValueError, naming both, where a size of the data is not divisible by the mesh."""
   shards, context = batch_shards(mesh), mesh.shape["context"]
   parts = shards * config.train.microbatches
@@ -134,7 +159,7 @@ def check_sizes(config: PretrainConfig, mesh: Mesh) -> None:
 
 
 def abstract_train_state(
-  specs: dict, config: PretrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+  specs: dict, config: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
   """Shapes, dtypes and shardings of the state, without an array."""
   return abstract_state(
@@ -143,7 +168,7 @@ def abstract_train_state(
   )
 
 
-def _initial(specs: dict, config: PretrainConfig, optimizer) -> TrainState:
+def _initial(specs: dict, config: RunConfig, optimizer) -> TrainState:
   average = config.average.fraction > 0
   return init_state(specs, optimizer, config.loss_scale, config.seed, average)
 
@@ -151,7 +176,8 @@ def _initial(specs: dict, config: PretrainConfig, optimizer) -> TrainState:
 def trace_step(
   specs: dict,
   loss_fn: LossFn,
-  config: PretrainConfig,
+  row: Batch,
+  config: RunConfig,
   optimizer: optax.GradientTransformation,
   abstract: TrainState,
   mesh: Mesh,
@@ -159,6 +185,7 @@ def trace_step(
   """The training step for the mesh, to lower and compile: where training runs, or elsewhere.
 
   It takes over the memory of the state that it is given. Call it under `jax.set_mesh(mesh)`.
+  `row` is one row of a batch, for its shapes.
   """
   step = make_train_step(
     loss_fn,
@@ -171,12 +198,11 @@ def trace_step(
     microbatches=config.train.microbatches,
     row_shards=batch_shards(mesh),
   )
-  sharding = batch_sharding(mesh)
   batch = {
     name: jax.ShapeDtypeStruct(
-      (config.data.batch_size, config.data.seq_len), array.dtype, sharding=sharding
+      (config.data.batch_size, *array.shape[1:]), array.dtype, sharding=sharding_of(name, mesh)
     )
-    for name, array in empty_batch(1, 1).items()
+    for name, array in row.items()
   }
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   metrics = NamedSharding(mesh, PartitionSpec())
@@ -184,20 +210,21 @@ def trace_step(
   return jitted.trace(abstract, batch)
 
 
-def compile_step(lowered: jax.stages.Lowered, config: PretrainConfig) -> jax.stages.Compiled:
+def compile_step(lowered: jax.stages.Lowered, config: RunConfig) -> jax.stages.Compiled:
   """Compiles with the recipe's options. Raises ValueError for one that this XLA does not have."""
-  options = config.train.xla_options
+  options = xla.step_options(config.train.xla_profile, config.train.xla_options)
   try:
     return lowered.compile(compiler_options=options or None)
   except jax.errors.JaxRuntimeError as error:
     if "option" not in str(error) or not options:
       raise
     raise ValueError(
-      f"train.xla_options is {options}: {error}; correct the option, or leave it out."
+      f"train.xla_profile {config.train.xla_profile!r} and train.xla_options make {options}: "
+      f"{error}; correct the option, or leave it out."
     ) from error
 
 
-def open_checkpoints(config: PretrainConfig, workdir: Path) -> Checkpointer:
+def open_checkpoints(config: RunConfig, workdir: Path) -> Checkpointer:
   """The run's checkpoints, kept as its config says."""
   average = config.average
   return Checkpointer(
@@ -209,7 +236,7 @@ def open_checkpoints(config: PretrainConfig, workdir: Path) -> Checkpointer:
   )
 
 
-def average_window(config: PretrainConfig) -> list[float]:
+def average_window(config: RunConfig) -> list[float]:
   """What decides which steps are in the running mean of the weights."""
   return [config.train.steps, config.average.fraction, config.average.every]
 
@@ -217,7 +244,7 @@ def average_window(config: PretrainConfig) -> list[float]:
 def restore_or_init(
   checkpoints: Checkpointer,
   specs: dict,
-  config: PretrainConfig,
+  config: RunConfig,
   optimizer: optax.GradientTransformation,
   abstract: TrainState,
 ) -> tuple[TrainState, dict]:
@@ -241,19 +268,13 @@ def restore_or_init(
   make = jax.jit(functools.partial(_initial, specs, config, optimizer), out_shardings=shardings)
   state = make()
   if config.train.init_from is not None:
-    source = Checkpointer(Path(config.train.init_from) / "checkpoints")
-    if not source.steps():
-      raise ValueError(
-        f"train.init_from={config.train.init_from!r} holds no checkpoints; name the folder of a "
-        "run, or of an imported model."
+    given = given_params(config.train.init_from, abstract.params)
+    state = state.replace(
+      params=jax.tree.map(
+        lambda g, p: p if g is None else g, given, state.params, is_leaf=lambda x: x is None
       )
-    state = state.replace(params=source.restore_weights({MODEL: abstract.params})[MODEL])
+    )
   return state, {"cursors": None, "tokens": 0.0}
-
-
-def to_global(rows: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """Global sharded arrays of the batch of which this process has `rows`."""
-  return jax.make_array_from_process_local_data(batch_sharding(mesh), rows)
 
 
 def all_cursors(cursors: Cursors) -> Cursors:

@@ -20,6 +20,18 @@ class LossConfig:
       raise ValueError(f"loss.z_loss is {self.z_loss}; it must be >= 0.")
 
 
+@dataclasses.dataclass(frozen=True)
+class SftLossConfig(LossConfig):
+  """`neftune_alpha` is the noise on embeddings (https://arxiv.org/abs/2310.05914); 0 for none."""
+
+  neftune_alpha: float
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not self.neftune_alpha >= 0:
+      raise ValueError(f"loss.neftune_alpha is {self.neftune_alpha}; it must be >= 0.")
+
+
 def cross_entropy(
   params: dict,
   hidden_BLD: jax.Array,
@@ -72,6 +84,37 @@ def next_token_loss(
   hidden_BLD = transformer.hidden_states(
     params, batch["tokens"], batch["segment_ids"], batch["positions"], config, compute
   )
+  return _weighted(params, hidden_BLD, batch, config, compute, z_loss)
+
+
+def answer_loss(
+  params: dict,
+  batch: dict,
+  key: jax.Array,
+  config: ModelConfig,
+  compute: ComputeConfig,
+  loss: SftLossConfig,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """`next_token_loss` with NEFTune's noise; the loss weights say which targets are answers.
+
+  The noise on a token is uniform in +-alpha / sqrt(n D) with n the tokens of its conversation;
+  NEFTune's own code has the padded length of the batch there.
+  """
+  tokens_BL, segment_ids_BL = batch["tokens"], batch["segment_ids"]
+  x_BLD = transformer.embed(params, tokens_BL, compute)
+  if loss.neftune_alpha:
+    same_BLM = segment_ids_BL[:, :, None] == segment_ids_BL[:, None, :]
+    sizes_BL = jnp.sum(same_BLM, axis=-1, dtype=jnp.float32)
+    bound_BL = loss.neftune_alpha / jnp.sqrt(sizes_BL * config.d_model)
+    noise_BLD = jax.random.uniform(key, x_BLD.shape, jnp.float32, -1.0, 1.0)
+    x_BLD = x_BLD + (noise_BLD * bound_BL[..., None]).astype(x_BLD.dtype)
+  hidden_BLD = transformer.decode(
+    params, x_BLD, segment_ids_BL, batch["positions"], config, compute
+  )
+  return _weighted(params, hidden_BLD, batch, config, compute, loss.z_loss)
+
+
+def _weighted(params, hidden_BLD, batch, config, compute, z_loss):
   nll_BL, log_z_BL = cross_entropy(params, hidden_BLD, batch["targets"], config, compute)
   weights_BL = batch["loss_weights"]
   nll = jnp.sum(nll_BL * weights_BL)

@@ -22,48 +22,77 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-STAGES = ("pretrain",)
+# Each is train/<name>.py with parse_config(config) and
+#   TRAINING: run(parsed, workdir, recorder, stop) -> whether it came to its end, and
+#             closing(parsed, workdir) -> what to say then;
+#   COMMANDS: execute(config, parsed, workdir, stop) -> the same; it has no steps and no recorder,
+#             calls `write_config(workdir, config)` once all is checked, and says what it did.
+TRAINING = ("pretrain", "sft", "reward", "ppo")
+COMMANDS = ("evaluate", "sample", "calibrate", "diversity", "pipeline")
 DONE, BAD_INPUT, DIVERGED, STOPPED = 0, 2, 3, 75
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; runs/<config> by default.")
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT of process 0, where a run has several; found out under Slurm."
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run has.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_HANG_MINUTES = flags.DEFINE_float(
+  "hang_minutes", 30.0, "End a process in which nothing has moved for so long; 0: never."
+)
 _ALLOW = flags.DEFINE_list(
   "allow", [], "Keys, or sections, that may differ from the run in the workdir: mesh,train.steps"
 )
+_FLAGS = (
+  *(_CONFIG, _WORKDIR, _ALLOW, _COORDINATOR, _PROCESSES, _PROCESS_ID),
+  _HANG_MINUTES,
+)
 
 
-def run(config: Mapping[str, Any], workdir: Path, allow: Sequence[str] = ()) -> int:
+def run(
+  config: Mapping[str, Any], workdir: Path, allow: Sequence[str] = (), hang_minutes: float = 0
+) -> int:
   """Runs the stage that the recipe names, or continues it; returns the exit code.
 
   Args:
     config: a recipe, as nested mappings; see `configs/pretrain.py`.
     workdir: the run's folder.
     allow: keys that may differ from those that the run in `workdir` began with.
+    hang_minutes: how long a phase of training may take before the process ends; 0: any time.
   """
+  from train.distributed import HangWatch
   from train.recorder import Diverged, Recorder
   from train.signals import StopRequest
-  from train.workdir import check_workdir
+  from train.workdir import check_workdir, named
+  from train.xla import prepare
 
   try:
-    if config["stage"] not in STAGES:
-      raise ValueError(f"stage is {config['stage']!r}; it must be one of {', '.join(STAGES)}.")
+    stages = TRAINING + COMMANDS
+    if config["stage"] not in stages:
+      raise ValueError(f"stage is {config['stage']!r}; it must be one of {', '.join(stages)}.")
     stage = importlib.import_module(f"train.{config['stage']}")
     parsed = stage.parse_config(config)
+    config = named(config)
     changed = check_workdir(workdir, config, allow)
-    with StopRequest() as stop, Recorder(workdir, config, parsed, changed) as recorder:
-      if recorder.finished:
-        print(f"The run in {workdir} is finished, at step {parsed.train.steps}.")
-        return DONE
-      if not stage.run(parsed, workdir, recorder, stop):
-        print(f"Saved. The same command continues the run in {workdir}.")
-        return STOPPED
-      recorder.done()
-      source = next(iter(parsed.data.sources))
-      print(
-        f"All of it is in {workdir}: metrics.jsonl, samples.txt, checkpoints/.\n"
-        "Next, train on documents of your own (JSONL with a key `text`, or text files): the same\n"
-        f"command with --workdir runs/mine --config.data.sources.{source}.path='my/*.jsonl'"
-      )
+    if config["stage"] in TRAINING:
+      prepare(parsed.train.xla_profile)
+    with StopRequest() as stop:
+      if config["stage"] in COMMANDS:
+        finished = stage.execute(config, parsed, workdir, stop)
+      else:
+        with Recorder(workdir, config, parsed, changed) as recorder:
+          if recorder.finished is not None:
+            print(f"The run in {workdir} is finished, at step {recorder.finished}.")
+            return DONE
+          with HangWatch(lambda: recorder.ledger.moved, 60 * hang_minutes, workdir):
+            finished = stage.run(parsed, workdir, recorder, stop)
+          if finished:
+            recorder.done()
+            print(stage.closing(parsed, workdir))
+    if not finished:
+      print(f"Saved. The same command continues the run in {workdir}.")
+      return STOPPED
   except Diverged as error:
     return _report(error, workdir, DIVERGED)
   except (ValueError, OSError) as error:
@@ -95,7 +124,7 @@ def describe(config: Mapping[str, Any] | None) -> str:
   from train.workdir import flatten
 
   lines = [__doc__, "Flags:"]
-  lines += [f"  --{f.name}: {flags.FLAGS[f.name].help}" for f in (_CONFIG, _WORKDIR, _ALLOW)]
+  lines += [f"  --{f.name}: {flags.FLAGS[f.name].help}" for f in _FLAGS]
   if config is not None:
     lines += ["", "Keys of the recipe, with their values:"]
     lines += [f"  --config.{key}={value}" for key, value in flatten(config).items()]
@@ -113,7 +142,25 @@ def main(argv: Sequence[str]) -> int:
   workdir = _WORKDIR.value or default_workdir(
     config_flags.get_config_filename(flags.FLAGS["config"])
   )
-  return run(_CONFIG.value.to_dict(), Path(workdir), _ALLOW.value)
+  workdir = Path(workdir)
+  from jax.errors import JaxRuntimeError
+
+  from train import distributed
+
+  try:
+    several = distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
+  except ValueError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return BAD_INPUT
+  try:
+    code = run(_CONFIG.value.to_dict(), workdir, _ALLOW.value, _HANG_MINUTES.value)
+  except JaxRuntimeError as error:
+    if several:
+      distributed.end_without_peers(f"another process is gone, or a link: {error}", workdir)
+    raise
+  if several and code not in (DONE, STOPPED):
+    distributed.end_without_peers("it can't go on; its message is above", workdir)
+  return code
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -127,10 +174,17 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     near = str(error.args[0]).replace("\\n", " ").replace("\n", " ")
     print(f"error: the recipe has no key {near}", file=sys.stderr)
   except (flags.Error, OSError, ValueError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {without_traceback(str(error))}", file=sys.stderr)
   except (SyntaxError, ImportError) as error:
     print(f"error: the recipe can't be loaded: {error}", file=sys.stderr)
   sys.exit(BAD_INPUT)
+
+
+def without_traceback(message: str) -> str:
+  """The last line where ml_collections quotes how a recipe failed, without the error's class."""
+  if "Traceback (most recent call last)" not in message:
+    return message
+  return message.strip().splitlines()[-1].partition(": ")[2]
 
 
 def entry() -> None:

@@ -6,7 +6,8 @@ be compared.
 
     train   step               batches that the run has seen
             tokens             targets that counted in the loss, since the start of the run
-            loss, z_loss       mean nats a target, and what z-loss adds to them
+            loss, z_loss       mean nats a target, and what z-loss adds to them; of a reward
+                               model the mean over comparisons, and their accuracy
             grad_norm          before clipping
             lr, loss_scale     as this step used them
             skipped            steps so far that were not finite and changed nothing
@@ -18,7 +19,10 @@ be compared.
             device_memory_bytes, _peak, _source     see `train.monitor.device_memory`
             epoch/<source>, documents_split     see `data.streams.progress`
             comm_seconds, comm_exposed, comm_reason, comm_step     see `train.profiler.Profiler`
-    eval    step, set, weights ("raw" or "average"), loss, bits_per_byte
+            epoch              of the examples of post-training
+    eval    step, set, weights ("raw" or "average"), loss, bits_per_byte; of a reward model
+            accuracy by dimension; of a benchmark metrics
+    sample  step, answers, ended (the share that stopped by themselves), tokens (mean)
     skip    step, loss, grad_norm, loss_scale, batch (a file): a step that was not finite
     config  step, key, old, new: what a restart was allowed to change
     peak_flops  value, source, devices: what MFU is relative to
@@ -33,7 +37,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -193,11 +197,20 @@ class Progress:
     total_steps: where the run ends.
     every: steps between two lines where the output is no terminal (a file, a notebook).
     stream: where to write, stderr by default; only process 0 does.
+    text: makes the line, as `progress_text` does.
   """
 
   REWRITE_SECONDS = 0.2
 
-  def __init__(self, total_steps: int, every: int, stream: TextIO | None = None, clock=time.time):
+  def __init__(
+    self,
+    total_steps: int,
+    every: int,
+    stream: TextIO | None = None,
+    clock=time.time,
+    text: Callable[..., str] | None = None,
+  ):
+    self._text = text or progress_text
     self._total = total_steps
     self._every = every
     self._stream = sys.stderr if stream is None else stream
@@ -223,7 +236,7 @@ class Progress:
       due = line["step"] % self._every == 0
     if not (due or last):
       return
-    text = progress_text(self._window, self._total, self._seconds_left(line["step"], now))
+    text = self._text(self._window, self._total, self._seconds_left(line["step"], now))
     if self._terminal:
       self._stream.write(f"\r\x1b[K{text[: _columns(self._stream) - 1]}")
       self._open = True

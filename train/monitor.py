@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-CATEGORIES = ("compile", "data_wait", "step", "checkpoint", "evaluation", "other")
+CATEGORIES = ("compile", "data_wait", "rollout", "step", "checkpoint", "evaluation", "other")
 
 # Dense FLOP/s of one device with half-precision inputs and fp32 accumulation, without sparsity.
 # The first name that is a word of jax's `device_kind` counts.
@@ -37,11 +37,15 @@ class Ledger:
         ...
 
   A context within another takes its time from the outer one, so that the lines always add up.
+
+  Attributes:
+    moved: the `time.monotonic()` of the last change of category.
   """
 
   def __init__(self, clock=time.perf_counter_ns):
     self._clock = clock
     self._mark = clock()
+    self.moved = time.monotonic()
     self._current = "other"
     self._spent = dict.fromkeys(CATEGORIES, 0)
 
@@ -56,6 +60,7 @@ class Ledger:
 
   def _switch(self, category: str) -> str:
     now = self._clock()
+    self.moved = time.monotonic()
     self._spent[self._current] += now - self._mark
     self._mark, previous, self._current = now, self._current, category
     return previous

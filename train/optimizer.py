@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import optax
 
-from model.params import map_specs
+from model.params import map_specs, split_trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,8 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 def make_optimizer(
   config: OptimizerConfig, total_steps: int, specs: dict
 ) -> optax.GradientTransformation:
-  """The optimizer over parameters described by `specs`, which say what decays."""
+  """The optimizer over the trained ones of the parameters; `specs` say which, and what decays."""
+  trained, _ = split_trained(specs, specs)
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),
     optax.adamw(
@@ -66,7 +67,7 @@ def make_optimizer(
       b2=config.b2,
       eps=config.eps,
       weight_decay=config.weight_decay,
-      mask=map_specs(lambda spec: spec.decay, specs),
+      mask=map_specs(lambda spec: spec.decay, trained),
     ),
   )
 

@@ -1,20 +1,24 @@
 """Pretraining: next-token loss on packed documents, from nothing."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from data import heldout, sources
+from data import data_log, heldout, sources
+from data.batch import empty_batch
 from data.config import parse
 from data.loader import Loader
-from data.streams import make_mixture, progress
+from data.mixture import make_mixture, weights_of
+from data.streams import progress, resumed_step
 from data.tokenizer import Tokenizer
 from model.generate import generate
 from model.params import param_specs
 from model.sharding import host_rows, make_mesh
-from train import loop
+from train import evaluate, loop
 from train.config import PretrainConfig
 from train.heldout import make_scorer
 from train.losses import next_token_loss
@@ -44,15 +48,28 @@ def run(config: PretrainConfig, workdir: Path, recorder: Recorder, stop: StopReq
   index, count = host_rows(mesh, config.data.batch_size)
   held_out = evaluation_sets(config, corpus, tokenizer)
   score = make_scorer(config, mesh)
+  suite = _suite(config, workdir, mesh)
   specs, loss_fn = objective(config)
+
+  def make_loader(cursors):
+    weights = weights_of(config.data, resumed_step(cursors, config.data))
+    log = data_log.continued(data_log.read(workdir), weights)
+    if jax.process_index() == 0:
+      data_log.write(workdir, log)
+    now = dataclasses.replace(mixture, log=log)
+    return Loader(config.data, now, tokenizer, host_index=index, host_count=count, cursors=cursors)
+
   stage = loop.Stage(
     specs=specs,
     loss_fn=loss_fn,
-    make_loader=lambda cursors: Loader(
-      config.data, mixture, tokenizer, host_index=index, host_count=count, cursors=cursors
-    ),
+    row=empty_batch(1, config.data.seq_len),
+    make_loader=make_loader,
     progress=functools.partial(progress, mixture=mixture),
-    evaluate=lambda params: {name: score(params, rows) for name, rows in held_out.items()},
+    evaluate=lambda params: (
+      {name: score(params, rows) for name, rows in held_out.items()} | suite(params)
+    ),
+    sample=None,
+    sample_every=config.train.steps,
   )
   with jax.set_mesh(mesh):
     state, finished = loop.train(stage, config, workdir, mesh, recorder, stop)
@@ -60,6 +77,28 @@ def run(config: PretrainConfig, workdir: Path, recorder: Recorder, stop: StopReq
       weights = state.params if state.average is None else state.average
       write_samples(weights, config, tokenizer, workdir / "samples.txt")
   return finished
+
+
+def _suite(config: PretrainConfig, workdir: Path, mesh) -> Callable[[dict], dict]:
+  """The benchmarks of `eval.suite`, by weights; none without it."""
+  if config.eval.suite is None:
+    return lambda params: {}
+  own = workdir / "tokenizer" / "tokenizer.json"
+  tokenizer = own if config.data.tokenizer == "train" else Path(config.data.tokenizer)
+  data = config.data
+  return evaluate.make_evaluator(
+    config.eval.suite, tokenizer, data.eot, data.seq_len, config.model, config.compute, mesh
+  )
+
+
+def closing(config: PretrainConfig, workdir: Path) -> str:
+  """What to say at the end: where everything is, and what to do next."""
+  source = next(iter(config.data.sources))
+  return (
+    f"All of it is in {workdir}: metrics.jsonl, samples.txt, checkpoints/.\n"
+    "Next, train on documents of your own (JSONL with a key `text`, or text files): the same\n"
+    f"command with --workdir runs/mine --config.data.sources.{source}.path='my/*.jsonl'"
+  )
 
 
 def objective(config: PretrainConfig) -> tuple[dict, LossFn]:

@@ -1,5 +1,6 @@
 """What a run tells while it trains: metrics, progress, evaluations, skipped steps, the ledger."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,14 +11,16 @@ import numpy as np
 
 from model.params import flops_per_token
 from train import monitor
-from train.config import PretrainConfig
+from train.config import RunConfig
 from train.heldout import Score
-from train.metrics import MetricsLog, Pending, Progress, read
+from train.metrics import MetricsLog, Pending, Progress, progress_text, read
 from train.profiler import Profiler
 from train.state import TrainState
 from train.workdir import write_config
 
 METRICS = "metrics.jsonl"
+# What `train.step` reports beside the loss function's own sums.
+_OF_THE_STEP = ("grad_norm", "weight", "lr", "loss_scale", "skipped", "updates")
 
 
 class Diverged(RuntimeError):
@@ -29,7 +32,7 @@ class Recorder:
 
   Attributes:
     ledger: the wall-clock by category.
-    finished: whether the run in the workdir had come to its end before.
+    finished: the step at which the run in the workdir had come to its end before, or None.
     tokens: targets that counted in the loss, up to the last step recorded.
 
   Args:
@@ -39,9 +42,7 @@ class Recorder:
     changed: {key: (old, new)} of what may differ from the run in the workdir.
   """
 
-  def __init__(
-    self, workdir: Path, raw: Mapping[str, Any], config: PretrainConfig, changed: Mapping
-  ):
+  def __init__(self, workdir: Path, raw: Mapping[str, Any], config: RunConfig, changed: Mapping):
     self.ledger = monitor.Ledger()
     self.tokens = 0.0
     self._workdir, self._raw, self._config, self._changed = workdir, raw, config, changed
@@ -51,7 +52,8 @@ class Recorder:
     self._bad_in_a_row = 0
     self._skipped = 0
     last = read(workdir / METRICS)[-1:] if (workdir / METRICS).exists() else []
-    self.finished = bool(last) and last[0]["kind"] == "done" and not changed
+    done = bool(last) and last[0]["kind"] == "done" and not changed
+    self.finished: int | None = last[0]["step"] if done else None
 
   def __enter__(self):
     return self
@@ -62,16 +64,21 @@ class Recorder:
       self._log.write("ledger", **self.ledger.seconds())
       self._log.close()
 
-  def start(self, step: int, tokens: float) -> None:
-    """Begins the record of steps after `step`; from here on the folder is a run of this config."""
-    config = self._config
+  def start(
+    self, config: RunConfig, step: int, tokens: float, text: Callable[..., str] = progress_text
+  ) -> None:
+    """Begins the record of steps after `step`; from here on the folder is a run of this config.
+
+    `config` is that of the run with the number of its steps, `text` makes its progress line.
+    """
+    self._config = config
     self.tokens = tokens
     if jax.process_index() == 0:
       write_config(self._workdir, self._raw)
     self._log = MetricsLog(self._workdir / METRICS, resume_step=step or None)
     for key, (old, new) in self._changed.items():
       self._log.write("config", step=step, key=key, old=old, new=new)
-    self._progress = Progress(config.train.steps, config.log.every)
+    self._progress = Progress(config.train.steps, config.log.every, text=text)
     self._profiler = Profiler(config.log.profile_every)
     if config.log.peak_flops is None:
       self._peak, source = monitor.peak_flops(config.compute.dtype)
@@ -113,6 +120,16 @@ class Recorder:
       self._record(self._pending.drain())
     self._log.sync()
 
+  def write(self, kind: str, **fields) -> None:
+    """Adds a line of a stage's own."""
+    self._progress.close()
+    self._log.write(kind, **fields)
+
+  def write_step(self, step: int, line: Mapping[str, Any]) -> None:
+    """Adds the training line of a stage that measures its own steps."""
+    self._log.write("train", **({"step": step} | line))
+    self._progress.update({"step": step} | line)
+
   def evaluate(
     self, step: int, evaluate: Callable[[dict], dict[str, Score]], state: TrainState
   ) -> None:
@@ -132,14 +149,9 @@ class Recorder:
           step=step,
           set=name,
           weights=weights,
-          loss=score.loss,
-          bits_per_byte=score.bits_per_byte,
+          **dataclasses.asdict(score),
         )
-        print(
-          f"step {step:,}: held-out {name} ({weights} weights): loss {score.loss:.4f}, "
-          f"{score.bits_per_byte:.4f} bits per byte",
-          flush=True,
-        )
+        print(f"step {step:,}: held-out {name} ({weights} weights): {score}", flush=True)
 
   def _evaluations(self, step: int) -> set[tuple[str, str]]:
     """(set, weights) of the evaluations at `step` that the log holds."""
@@ -185,8 +197,7 @@ class Recorder:
       line = {
         "step": step,
         "tokens": self.tokens,
-        "loss": metrics["loss"],
-        "z_loss": metrics["z_loss"],
+        **{name: value for name, value in metrics.items() if name not in _OF_THE_STEP},
         "grad_norm": metrics["grad_norm"],
         "lr": metrics["lr"],
         "loss_scale": metrics["loss_scale"],

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from model.params import init_params
+from model.params import init_params, split_trained
 from model.sharding import param_shardings
 from train import loss_scale
 from train.loss_scale import LossScale, LossScaleConfig
@@ -19,7 +19,7 @@ class TrainState:
   Attributes:
     step: batches consumed, skipped ones included, int32 scalar.
     params: the fp32 master weights.
-    opt_state: the optax state, which counts applied updates.
+    opt_state: the optax state of the trained parameters, which counts applied updates.
     loss_scale: the dynamic scale of the backward pass.
     average: the running fp32 mean of the weights over the final window, or None without one.
     average_count: how many snapshots the mean is of, int32 scalar.
@@ -47,7 +47,7 @@ def init_state(
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    opt_state=optimizer.init(params),
+    opt_state=optimizer.init(split_trained(specs, params)[0]),
     loss_scale=loss_scale.init(scale),
     average=jax.tree.map(jnp.zeros_like, params) if average else None,
     average_count=jnp.zeros((), jnp.int32),
@@ -68,7 +68,7 @@ def state_shardings(
       optimizer,
       lambda _, sharding: sharding,
       abstract.opt_state,
-      params,
+      split_trained(specs, params)[0],
       transform_non_params=lambda _: replicated,
     ),
     loss_scale=jax.tree.map(lambda _: replicated, abstract.loss_scale),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from model.params import is_spec
+from model.params import is_spec, join, split_trained
 from model.sharding import constrain
 from train import loss_scale
 from train.average import is_snapshot_step
@@ -49,7 +49,8 @@ def make_train_step(
   """Makes `step(state, batch) -> (state, metrics)`, pure; jit it once at the edge.
 
   Args:
-    loss_fn: (params, batch, key) -> (sum of losses, sums to report), "weight" among the sums.
+    loss_fn: (params, batch, key) -> (sum of losses, sums to report), "weight" among the sums; one
+      named max_... is a largest value instead.
     optimizer: its schedule and moments count the updates that were applied.
     schedule: the learning rate by applied update, for the metrics.
     specs: the parameters' `ParamSpec`s, to which gradients are sharded alike.
@@ -63,6 +64,7 @@ def make_train_step(
   pass starts from scale / (token capacity of one device's microbatch), a constant, since in fp16
   a sum over thousands of tokens times 2^16 would overflow. A step whose loss or gradient norm is
   not finite changes nothing but the step count, the loss scale and `skipped` in the metrics.
+  Parameters whose specs are not trained stay as they are.
   """
 
   def step(state: TrainState, batch: dict) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -72,14 +74,15 @@ def make_train_step(
     parts = split_rows(batch, microbatches, row_shards)
     sums, grads = accumulate(loss_fn, state.params, parts, key, seed, specs)
     weight = jnp.maximum(sums["weight"], 1e-9)
+    trained, frozen = split_trained(specs, state.params)
     with jax.named_scope("optimizer"):
       grads = jax.tree.map(lambda g: g * (1.0 / (seed * weight)), grads)
       grad_norm = optax.tree.norm(grads)
       finite = jnp.isfinite(sums["objective"]) & jnp.isfinite(grad_norm)
       with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         lr = schedule(applied_updates(state.opt_state))
-      params = keep_if(finite, optax.apply_updates(state.params, updates), state.params)
+      params = join(keep_if(finite, optax.apply_updates(trained, updates), trained), frozen)
       new_state = TrainState(
         step=state.step + 1,
         params=params,
@@ -89,7 +92,9 @@ def make_train_step(
         **_averaged(state, params, finite, average, total_steps),
       )
     metrics = {
-      name: total / weight for name, total in sums.items() if name not in ("weight", "objective")
+      name: total if is_maximum(name) else total / weight
+      for name, total in sums.items()
+      if name not in ("weight", "objective")
     } | {
       "grad_norm": grad_norm,
       "weight": sums["weight"],
@@ -104,17 +109,18 @@ def make_train_step(
 
 
 def split_rows(batch: dict, microbatches: int, row_shards: int) -> dict:
-  """[B,L] arrays to [microbatches, B/microbatches, L], without moving a row between devices.
+  """[B,...] arrays to [microbatches, B/microbatches, ...], without moving a row between devices.
 
   A device holds consecutive rows, so a microbatch takes its share of every device's.
   """
-  rows = batch["tokens"].shape[0]
+  rows, length = batch["tokens"].shape
   assert rows % (row_shards * microbatches) == 0, (rows, row_shards, microbatches)
 
   def split(x):
-    x = x.reshape(row_shards, microbatches, -1, x.shape[1])
-    x = jnp.swapaxes(x, 0, 1).reshape(microbatches, rows // microbatches, x.shape[-1])
-    return constrain(x, None, "batch", "length")
+    rest = x.shape[1:]
+    x = x.reshape(row_shards, microbatches, -1, *rest)
+    x = jnp.swapaxes(x, 0, 1).reshape(microbatches, rows // microbatches, *rest)
+    return constrain(x, None, "batch", *("length" if n == length else None for n in rest[:1]))
 
   return jax.tree.map(split, batch)
 
@@ -122,29 +128,48 @@ def split_rows(batch: dict, microbatches: int, row_shards: int) -> dict:
 def accumulate(
   loss_fn: LossFn, params: dict, microbatches: dict, key: jax.Array, seed: jax.Array, specs: dict
 ) -> tuple[dict[str, jax.Array], dict]:
-  """Sums over the microbatches: what the loss reports, and `seed` times the gradient, in fp32."""
+  """Sums over the microbatches: what the loss reports, and `seed` times the gradient, in fp32.
 
-  def scaled(params, batch, key):
-    objective, sums = loss_fn(params, batch, key)
+  The gradient is of the trained parameters, with None in place of the others.
+  """
+  trained, frozen = split_trained(specs, params)
+  wanted, _ = split_trained(specs, specs)
+
+  def scaled(trained, batch, key):
+    objective, sums = loss_fn(join(trained, frozen), batch, key)
     return objective * seed, sums | {"objective": objective}
 
   def one(batch, index):
     with jax.named_scope("gradients"):
-      grads, sums = jax.grad(scaled, has_aux=True)(params, batch, jax.random.fold_in(key, index))
-    return sums, jax.tree.map(lambda s, g: constrain(g, *s.axes), specs, grads, is_leaf=is_spec)
+      grads, sums = jax.grad(scaled, has_aux=True)(trained, batch, jax.random.fold_in(key, index))
+    return sums, jax.tree.map(lambda s, g: constrain(g, *s.axes), wanted, grads, is_leaf=is_spec)
 
   count = microbatches["tokens"].shape[0]
   if count == 1:
     return one(jax.tree.map(lambda x: x[0], microbatches), 0)
 
   def body(total, inputs):
-    return jax.tree.map(jnp.add, total, one(*inputs)), None
+    sums, grads = one(*inputs)
+    return (combined(total[0], sums), jax.tree.map(jnp.add, total[1], grads)), None
 
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype),
     jax.eval_shape(one, jax.tree.map(lambda x: x[0], microbatches), 0),
   )
   return jax.lax.scan(body, zeros, (microbatches, jnp.arange(count)))[0]
+
+
+def is_maximum(name: str) -> bool:
+  """Whether what a loss reports by this name is a largest value, at least 0, and no sum."""
+  return name.startswith("max_")
+
+
+def combined(total: dict[str, jax.Array], sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """What a loss reports of two microbatches together."""
+  return {
+    name: (jnp.maximum if is_maximum(name) else jnp.add)(total[name], value)
+    for name, value in sums.items()
+  }
 
 
 def keep_if(condition: jax.Array, new, old):

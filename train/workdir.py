@@ -1,5 +1,7 @@
 """The folder of a run: which config it was started with, and what may differ at a restart."""
 
+import hashlib
+import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,6 +20,23 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     else:
       flat[f"{prefix}{key}"] = value
   return flat
+
+
+def named(config: Any) -> Any:
+  """A config of JSON's types: a function in it becomes its name and a hash of its source.
+
+  So another function is seen at a restart, and nothing can be run by what was saved.
+  """
+  if isinstance(config, Mapping):
+    return {key: named(value) for key, value in config.items()}
+  if not callable(config):
+    return config
+  name = getattr(config, "__qualname__", type(config).__qualname__)
+  try:
+    source = inspect.getsource(config)
+  except (OSError, TypeError):
+    source = ""
+  return f"function {name} {hashlib.blake2b(source.encode(), digest_size=4).hexdigest()}"
 
 
 def differences(saved: Mapping, given: Mapping) -> dict[str, tuple[Any, Any]]:

@@ -1,0 +1,367 @@
+"""The reward model: scores of several dimensions on a shared trunk, from comparisons."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from data import conversations, curate
+from data.chat import ChatTemplate
+from data.config import parse
+from data.examples import pack
+from data.heldout import is_held_out
+from data.pair_batches import PairLoader, to_batch
+from data.pairs import Pair, PairSource, read_pairs
+from model import heads, lora
+from model.config import ModelConfig
+from model.generate import request_keys, rollout
+from model.hf_config import read_json
+from model.params import map_specs, param_specs
+from model.sampling import SamplingConfig, pad_ids, settings
+from model.sharding import host_rows, make_mesh, param_shardings
+from train import loop, reward_model, reward_report
+from train.config import RewardConfig
+from train.initial import given_params
+from train.pair_loss import comparison_loss, pair_scores, reward_loss
+from train.placement import from_whole
+from train.recorder import Recorder
+from train.sft import PROMPTS, open_template, progress, with_steps
+from train.signals import StopRequest
+from train.step import LossFn
+from train.workdir import CONFIG, write_atomically
+
+REPORT = "reward_report.json"
+# Of held-out prompts: those on which temperatures are fitted, and not reported.
+CALIBRATED = 0.5
+
+parse_config = functools.partial(parse, RewardConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairScore:
+  """The mean loss of held-out comparisons, and the accuracy by dimension."""
+
+  loss: float
+  accuracy: dict[str, float]
+
+  def __str__(self) -> str:
+    shown = ", ".join(f"{name} {value:.1%}" for name, value in self.accuracy.items())
+    return f"loss {self.loss:.4f}, accuracy: {shown}"
+
+
+def run(config: RewardConfig, workdir: Path, recorder: Recorder, stop: StopRequest) -> bool:
+  """Trains, then freezes the scale and reports; returns whether the run came to its end."""
+  mesh = make_mesh(config.mesh)
+  loop.check_sizes(config, mesh)
+  template = open_template(config.data, config.model.vocab_size)
+  train, held_out = open_pairs(config, template, workdir)
+  data, dimensions = config.data, dimensions_of(config)
+  index, count = host_rows(mesh, data.batch_size)
+  make_loader = functools.partial(
+    PairLoader,
+    train,
+    dimensions,
+    config.seed,
+    batch_size=data.batch_size,
+    seq_len=data.seq_len,
+    max_pairs=data.max_segments // 2,
+    host_index=index,
+    host_count=count,
+  )
+  batches = make_loader(cursors=None).batches_an_epoch
+  config = with_steps(config, batches * data.batch_size)
+  scorer = make_pair_scorer(config, mesh)
+  specs, loss_fn = objective(config)
+  stage = loop.Stage(
+    specs=specs,
+    loss_fn=loss_fn,
+    row=to_batch([[]], dimensions, data.seq_len, data.max_segments // 2),
+    make_loader=lambda cursors: make_loader(cursors=cursors),
+    progress=functools.partial(progress, batch_size=1, rows_an_epoch=batches),
+    evaluate=lambda params: {"pairs": pair_score(scorer(params, held_out), held_out, config)},
+    sample=None,
+    sample_every=1,
+  )
+  with jax.set_mesh(mesh):
+    state, finished = loop.train(stage, config, workdir, mesh, recorder, stop)
+    if finished:
+      with recorder.ledger("evaluation"):
+        finish(state.params, train, held_out, template, config, workdir, mesh, scorer)
+  return finished
+
+
+def closing(config: RewardConfig, workdir: Path) -> str:
+  """What a run that came to its end says."""
+  del config
+  return (
+    f"All of it is in {workdir}: {REPORT}, metrics.jsonl, and the reward model with its scale in "
+    f"{reward_model.SCORER}/."
+  )
+
+
+def dimensions_of(config: RewardConfig) -> tuple[str, ...]:
+  """The dimensions in the order of the scores: by name."""
+  return tuple(sorted(config.score.weights))
+
+
+def objective(config: RewardConfig) -> tuple[dict, LossFn]:
+  """The parameters' specs and the loss: what the training step, or a plan of it, is made of."""
+  loss_fn = functools.partial(
+    reward_loss, model=config.model, compute=config.compute, config=config.loss
+  )
+  specs = heads.scorer_specs(config.model, len(config.score.weights))
+  return lora.add(specs, config.lora), loss_fn
+
+
+def open_pairs(
+  config: RewardConfig, template: ChatTemplate, workdir: Path
+) -> tuple[list[Pair], list[Pair]]:
+  """The pairs to train on and held out, split by prompt; writes what was dropped, and says so.
+
+  Raises:
+    ValueError: a source has no rows, a row is one to refuse, or nothing is left of either part.
+  """
+  data = config.data
+  curated = read_pairs(
+    {
+      name: PairSource(conversations.read(source.path), source.dimension)
+      for name, source in data.sources.items()
+    },
+    template,
+    dimensions=dimensions_of(config),
+    scale=data.scale,
+    # Both answers of a pair lie in one row.
+    max_tokens=data.seq_len // 2,
+    exclude=_prompts_of(data.exclude_prompts_of),
+  )
+  curate.refuse(curated, data.refuse)
+  train: list[Pair] = []
+  held_out: list[Pair] = []
+  for pair in curated.kept:
+    said = conversations.prompt_text(pair.prompt)
+    (held_out if is_held_out(said, data.heldout_fraction) else train).append(pair)
+  report = curated.report()
+  said = ", ".join(f"{count} {reason}" for reason, count in report["dropped"].items()) or "none"
+  overlap = report["dropped"].get("overlap", 0)
+  summary = f"{report['rows']:,} pairs: {report['kept']:,} kept; dropped: {said}"
+  if not train or len(held_out) < 2:
+    raise ValueError(
+      f"{len(train)} pairs are left to train on and {len(held_out)} held out; there must be some, "
+      f"and at least 2. {summary}"
+    )
+  if jax.process_index() == 0:
+    against = data.exclude_prompts_of
+    report |= {"overlap": {"with": against, "pairs": overlap, "of": report["rows"]}}
+    curate.write_report(curated, workdir)
+    write_atomically(workdir / "curation.json", json.dumps(report, indent=2) + "\n")
+  print(f"{summary}. {len(held_out):,} pairs are held out, by prompt.")
+  return train, held_out
+
+
+def _prompts_of(folder: str | None) -> frozenset[str]:
+  if folder is None:
+    return frozenset()
+  path = Path(folder) / PROMPTS
+  try:
+    return frozenset(json.loads(path.read_text()))
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f"data.exclude_prompts_of={folder!r}: {path} cannot be read ({error}); name the folder of a "
+      "run of fine-tuning, or null."
+    ) from error
+
+
+# Scores of pairs.
+
+PairScorer = Callable[[dict, Sequence[Pair]], np.ndarray]
+
+
+def make_pair_scorer(config: RewardConfig, mesh: Mesh) -> PairScorer:
+  """Makes `score(params, pairs)`: fp32 [N,2,S] of chosen and rejected answers, raw."""
+  data, dimensions = config.data, dimensions_of(config)
+  max_pairs = data.max_segments // 2
+  compiled = jax.jit(functools.partial(pair_scores, config=config.model, compute=config.compute))
+
+  def score(params: dict, pairs: Sequence[Pair]) -> np.ndarray:
+    rows = pack([pair.size for pair in pairs], data.seq_len, max_pairs)
+    rows += [[]] * (-len(rows) % config.eval.batch_size)
+    found = np.zeros((len(pairs), 2, len(dimensions)), np.float32)
+    for first in range(0, len(rows), config.eval.batch_size):
+      part = rows[first : first + config.eval.batch_size]
+      batch = to_batch(
+        [[pairs[i] for i in row] for row in part], dimensions, data.seq_len, max_pairs
+      )
+      chosen, rejected = jax.device_get(compiled(params, from_whole(batch, mesh)))
+      for r, row in enumerate(part):
+        for p, i in enumerate(row):
+          found[i] = chosen[r, p], rejected[r, p]
+    return found
+
+  return score
+
+
+def pair_score(scores: np.ndarray, pairs: Sequence[Pair], config: RewardConfig) -> PairScore:
+  """Loss and accuracy of raw scores [N,2,S]."""
+  dimensions = dimensions_of(config)
+  sign, strength, rated = (np.zeros(scores[:, 0].shape, np.float32) for _ in range(3))
+  for n, pair in enumerate(pairs):
+    for s, name in enumerate(dimensions):
+      if name in pair.signs:
+        sign[n, s], strength[n, s], rated[n, s] = pair.signs[name], pair.strengths[name], 1
+  loss, weight = comparison_loss(scores[:, 0], scores[:, 1], sign, strength, rated, config.loss)
+  right = sign * (scores[:, 0] - scores[:, 1]) > 0
+  decided = np.abs(sign) * rated
+  accuracy = {
+    name: float((right * decided)[:, s].sum() / decided[:, s].sum())
+    for s, name in enumerate(dimensions)
+    if decided[:, s].any()
+  }
+  return PairScore(float(np.sum(loss) / max(np.sum(weight), 1)), accuracy)
+
+
+# The end of a run: scale, temperatures, report.
+
+
+def finish(
+  params: dict,
+  train: Sequence[Pair],
+  held_out: Sequence[Pair],
+  template: ChatTemplate,
+  config: RewardConfig,
+  workdir: Path,
+  mesh: Mesh,
+  scorer: PairScorer,
+) -> None:
+  """Freezes the scale of the scores, fits temperatures, writes the report and the scorer."""
+  dimensions = dimensions_of(config)
+  raw = scorer(params, held_out)
+  if config.score.reference is None:
+    sampled, where = raw.reshape(-1, len(dimensions)), "the held-out comparisons' answers"
+  else:
+    answers = reference_answers(held_out, template, config, mesh)
+    sampled = score_texts(params, answers, config)
+    where = f"{len(answers)} answers of {config.score.reference}"
+  mean, std = sampled.mean(0), np.maximum(sampled.std(0), 1e-6)
+  difference = (raw[:, 0] - raw[:, 1]) / std
+  fitting = np.array(
+    [is_held_out("fit\n" + conversations.prompt_text(p.prompt), CALIBRATED) for p in held_out]
+  )
+  tested = [pair for pair, fit in zip(held_out, fitting, strict=True) if not fit]
+  report = {"normalization": where, "mean": mean.tolist(), "std": std.tolist(), "dimensions": {}}
+  temperatures = []
+  for s, name in enumerate(dimensions):
+    fitted = [n for n, p in enumerate(held_out) if fitting[n] and p.signs.get(name)]
+    signs = np.array([held_out[n].signs[name] for n in fitted], float)
+    chosen = reward_report.fit_temperature(difference[fitted, s], signs) if fitted else 1.0
+    temperatures.append(chosen)
+    report["dimensions"][name] = reward_report.dimension_report(
+      tested,
+      difference[~fitting, s],
+      name,
+      chosen,
+      reward_report.length_baseline(train, name),
+    ) | {"fitted_on": len(fitted)}
+  report["between"] = reward_report.between_dimensions(tested, difference[~fitting], dimensions)
+  report["annotators"] = reward_report.annotator_agreement([*train, *held_out], dimensions)
+  weights = [config.score.weights[name] for name in dimensions]
+  scale = {
+    "mean_S": mean,
+    "std_S": std,
+    "weight_S": np.array(weights),
+    "temperature_S": np.array(temperatures),
+  }
+  done = lora.merge(params) if lora.is_adapted(params) else params
+  done = done | {"normalization": {name: np.asarray(x, np.float32) for name, x in scale.items()}}
+  data = {name: getattr(config.data, name) for name in ("tokenizer", "eot", "chat_template")}
+  data["seq_len"] = config.data.seq_len
+  reward_model.save(workdir / reward_model.SCORER, done, config.model, dimensions, data)
+  if jax.process_index() == 0:
+    write_atomically(workdir / REPORT, json.dumps(report, indent=2) + "\n")
+  print(
+    f"Held-out pairs; the scale is that of {where}:\n{reward_report.table(report['dimensions'])}"
+  )
+
+
+def reference_answers(
+  pairs: Sequence[Pair], template: ChatTemplate, config: RewardConfig, mesh: Mesh
+) -> list[np.ndarray]:
+  """The reference policy's answers to held-out prompts, each with its prompt: ids that end a turn.
+
+  An answer that `max_tokens` cut ends by the stop token as well.
+
+  Raises:
+    ValueError: the policy has another vocabulary.
+  """
+  chosen = {pair.group: pair.prompt for pair in pairs}
+  prompts = [template.prompt_ids(messages) for messages in chosen.values()]
+  room = config.data.seq_len - config.score.max_tokens
+  prompts = [ids for ids in prompts if len(ids) <= room][: config.score.prompts]
+  if len(prompts) < 2:
+    raise ValueError(
+      f"{len(prompts)} held-out prompts leave room for score.max_tokens={config.score.max_tokens} "
+      f"in rows of {config.data.seq_len}; lower it, or raise data.seq_len."
+    )
+  described = read_json(Path(config.score.reference) / CONFIG)
+  model = parse(ModelConfig, described["model"], "config.model")
+  if model.vocab_size != config.model.vocab_size:
+    raise ValueError(
+      f"score.reference={config.score.reference!r} has a vocabulary of {model.vocab_size} and the "
+      f"reward model one of {config.model.vocab_size}; they must be of one tokenizer."
+    )
+  specs = param_specs(model)
+  shardings = param_shardings(specs, mesh)
+  abstract = map_specs(lambda spec: jax.ShapeDtypeStruct(spec.shape, np.float32), specs)
+  abstract = jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    abstract,
+    shardings,
+  )
+  policy = given_params(config.score.reference, abstract)
+  sampling = SamplingConfig(config.score.temperature, 1.0)
+  length, size = max(map(len, prompts)), config.eval.batch_size
+  answers = []
+  for first in range(0, len(prompts), size):
+    part = prompts[first : first + size]
+    rows = [*part, *[part[0]] * (size - len(part))]
+    padded = np.zeros((size, length), np.int32)
+    for row, ids in zip(padded, rows, strict=True):
+      row[: len(ids)] = ids
+    out = jax.device_get(
+      rollout(
+        policy,
+        padded,
+        np.array([len(ids) for ids in rows], np.int32),
+        request_keys(jax.random.key(config.seed), np.arange(first, first + size)),
+        settings([sampling] * size, model.vocab_size),
+        pad_ids([template.stop_ids] * size, model.vocab_size),
+        max_tokens=config.score.max_tokens,
+        config=model,
+        compute=config.compute,
+      )
+    )
+    for ids, row, count, stopped in zip(
+      part, out.tokens_BT, out.counts_B, out.stopped_B, strict=False
+    ):
+      end = row[count - 1] if stopped else template.end_id
+      answers.append(np.concatenate([ids, row[: count - 1], [end]]).astype(np.int32))
+  return answers
+
+
+def score_texts(params: dict, texts: Sequence[np.ndarray], config: RewardConfig) -> np.ndarray:
+  """Raw scores [N,S] of ids, each at its last one."""
+  compiled = jax.jit(
+    functools.partial(heads.text_scores, config=config.model, compute=config.compute)
+  )
+  size, length = config.eval.batch_size, config.data.seq_len
+  found = []
+  for first in range(0, len(texts), size):
+    tokens, mask = np.zeros((2, size, length), np.int32)
+    for row, ids in enumerate(texts[first : first + size]):
+      tokens[row, : len(ids)], mask[row, : len(ids)] = ids, 1
+    found.append(jax.device_get(compiled(params, tokens, mask)))
+  return np.concatenate(found)[: len(texts)]
