@@ -7,7 +7,6 @@ from unittest import mock
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from model.params import param_specs
 from model.sharding import MeshConfig, make_mesh
@@ -48,22 +47,10 @@ def one_device(config: MeshConfig):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-  """The runs of a file that imports this compile the same few programs; each is compiled once."""
-  settings = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-    "jax_persistent_cache_min_compile_time_secs": 0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-  }
-  before = {name: jax.config.values[name] for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
+def on_one_device(compiled_once):
+  """What eight devices add is tested elsewhere."""
   with (
     mock.patch("train.sft.make_mesh", one_device),
     mock.patch("train.reward.make_mesh", one_device),
-  ):  # what eight devices add is tested elsewhere
+  ):
     yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()

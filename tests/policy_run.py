@@ -5,9 +5,7 @@ import json
 from pathlib import Path
 
 import jax
-import pytest
 import tokenizers
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from configs import ppo
@@ -68,21 +66,3 @@ def recipe(folder: Path, function, **sections) -> ConfigDict:
 def one_device(config: MeshConfig):
   """The mesh of a test that is not about meshes."""
   return make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-  """The runs of a file that imports this compile the same few programs; each is compiled once."""
-  settings = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-    "jax_persistent_cache_min_compile_time_secs": 0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-  }
-  before = {name: jax.config.values[name] for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()

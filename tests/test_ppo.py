@@ -17,7 +17,7 @@ from model.sharding import make_mesh
 from model.transformer import forward
 from tests import policy_run
 from tests.build import compute_config, numpy_params
-from tests.policy_run import compiled_once  # noqa: F401
+from tests.compiled import compiled_once  # noqa: F401
 from train import main, reward_model
 from train.checkpoint import Checkpointer
 from train.iteration import rollout_key

@@ -13,8 +13,9 @@ from configs import reward as recipe
 from model import heads, safetensors
 from model.sharding import MeshConfig, make_mesh
 from tests import base_run
-from tests.base_run import compiled_once  # noqa: F401
+from tests.base_run import on_one_device  # noqa: F401
 from tests.build import compute_config
+from tests.compiled import compiled_once  # noqa: F401
 from train import export, main, reward_model, reward_report
 from train.metrics import read
 from train.pair_loss import PairLossConfig, comparison_loss

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import random
 import shutil
 import signal
@@ -11,13 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from data import embedded
-from tests import tiny
+from tests import compiled, tiny
 from train import main
 from train.metrics import read
 
@@ -27,23 +24,9 @@ REPOSITORY = Path(__file__).parent.parent
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
   """The runs of this file compile the same few programs; each is compiled once."""
-  folder = str(tmp_path_factory.mktemp("compiled"))
-  settings = {
-    "jax_disable_most_optimizations": False,
-    "jax_compilation_cache_dir": folder,
-    "jax_persistent_cache_min_compile_time_secs": 0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-  }
-  before = {name: jax.config.values[name] for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-    os.environ[name.upper()] = str(value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-    del os.environ[name.upper()]
-  compilation_cache.reset_cache()
+  folder = tmp_path_factory.mktemp("compiled")
+  with compiled.kept_in(folder, jax_disable_most_optimizations=False):
+    yield
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from data.examples import Example, to_batch
 from model import hf
 from model.params import param_specs
 from tests import base_run
-from tests.base_run import compiled_once  # noqa: F401
+from tests.base_run import on_one_device  # noqa: F401
 from tests.build import compute_config, model_config, numpy_params
+from tests.compiled import compiled_once  # noqa: F401
 from tests.fixtures import make_chat
 from train import export, main
 from train.initial import given_params
