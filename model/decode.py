@@ -10,13 +10,23 @@ import functools
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from model import lora
 from model.attention import attention
 from model.config import ComputeConfig, ModelConfig
 from model.layers import finish_qkv, rms_norm
-from model.sharding import constrain
+from model.sharding import BATCH_AXES, batch_shards, constrain
 
+# Logical axes of what `prepare` makes; the rest of it is small, and whole on every device.
+AXES = {
+  "embedding_VD": ("vocab", "embed"),
+  "qkv_DGHK": ("embed", "kv_heads", None, None),
+  "out_XD": ("heads", "embed"),
+  "gate_up_DCF": ("embed", None, "mlp"),
+  "down_FD": ("mlp", "embed"),
+  "unembedding_DV": ("embed", "vocab"),
+}
 _SMALL = ("query_bias_NK", "key_bias_GK", "value_bias_GK", "query_norm_K", "key_norm_K")
 
 
@@ -73,14 +83,14 @@ def prepare(params: dict, config: ModelConfig, compute: ComputeConfig) -> dict:
     qkv_DGHK = jnp.concatenate([query_DGRK, *others], axis=2)
     gate_up_DCF = jnp.stack([mlp["gate_DF"], mlp["up_DF"]], axis=1)
     matrices = {
-      "qkv_DGHK": constrain(qkv_DGHK, "embed", "kv_heads", None, None),
-      "out_XD": constrain(attention["out_NKD"].reshape(-1, config.d_model), "heads", "embed"),
-      "gate_up_DCF": constrain(gate_up_DCF, "embed", None, "mlp"),
-      "down_FD": constrain(mlp["down_FD"], "mlp", "embed"),
+      "qkv_DGHK": qkv_DGHK,
+      "out_XD": attention["out_NKD"].reshape(-1, config.d_model),
+      "gate_up_DCF": gate_up_DCF,
+      "down_FD": mlp["down_FD"],
     }
     small = {name: attention[name] for name in _SMALL if name in attention}
     return {
-      **{name: x.astype(compute.dtype) for name, x in matrices.items()},
+      **{n: constrain(x, *AXES[n]).astype(compute.dtype) for n, x in matrices.items()},
       "attention_norm_D": attention["norm_D"],
       "mlp_norm_D": mlp["norm_D"],
       "small": small,
@@ -94,7 +104,7 @@ def prepare(params: dict, config: ModelConfig, compute: ComputeConfig) -> dict:
     "embedding_VD": params["embedding_VD"].astype(compute.dtype),
     "layers": tuple(layer(index) for index in range(config.num_layers)),
     "final_norm_D": params["final_norm_D"],
-    "unembedding_DV": constrain(unembedding_DV, "embed", "vocab").astype(compute.dtype),
+    "unembedding_DV": constrain(unembedding_DV, *AXES["unembedding_DV"]).astype(compute.dtype),
   }
 
 
@@ -119,20 +129,40 @@ def extend(
   mask_BLM = distance_BLM >= 0
   if config.sliding_window is not None:
     mask_BLM &= distance_BLM < config.sliding_window
-  # One place of a scatter for each row and group: of a single place XLA on the CPU makes an update
-  # of a slice, which it then does twice, for the cache and for the product, on copies of it.
-  rows_B11 = jnp.arange(len(tokens_BL))[:, None, None]
-  groups_1G1 = jnp.arange(config.num_kv_heads)[None, :, None]
-  places = (rows_B11, groups_1G1, positions_BL[:, None, :])
+  put = _by_shard(_put, len(tokens_BL), config.num_kv_heads)
 
   def attend(layer, query_BLNK, key_BLGK, value_BLGK):
-    rows, groups, at = places
     key_BGLK, value_BGLK = key_BLGK.transpose(0, 2, 1, 3), value_BLGK.transpose(0, 2, 1, 3)
-    key_BGKM = cache.keys[layer].at[rows, groups, :, at].set(key_BGLK)
-    value_BGMK = cache.values[layer].at[rows, groups, at].set(value_BGLK)
+    key_BGKM, value_BGMK = put(
+      cache.keys[layer], cache.values[layer], key_BGLK, value_BGLK, positions_BL
+    )
     return _attention(query_BLNK, key_BGKM, value_BGMK, mask_BLM, config), key_BGKM, value_BGMK
 
   return _run(weights, tokens_BL, positions_BL, attend, config)
+
+
+def _put(key_BGKM, value_BGMK, key_BGLK, value_BGLK, positions_BL):
+  """The cache of a layer with new keys and values in their places."""
+  # One place of a scatter for each row and group: of a single place XLA on the CPU makes an update
+  # of a slice, which it then does twice, for the cache and for the product, on copies of it.
+  rows_B11 = jnp.arange(key_BGKM.shape[0])[:, None, None]
+  groups_1G1 = jnp.arange(key_BGKM.shape[1])[None, :, None]
+  at_B1L = positions_BL[:, None, :]
+  return (
+    key_BGKM.at[rows_B11, groups_1G1, :, at_B1L].set(key_BGLK),
+    value_BGMK.at[rows_B11, groups_1G1, at_B1L].set(value_BGLK),
+  )
+
+
+def _by_shard(put, batch: int, groups: int):
+  """`_put` of each device's rows and heads: XLA would gather those of all devices for a scatter."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.size <= 1 or batch % batch_shards(mesh) or groups % mesh.shape["tensor"]:
+    return put
+  heads, rows = PartitionSpec(BATCH_AXES, "tensor"), PartitionSpec(BATCH_AXES)
+  return jax.shard_map(
+    put, mesh=mesh, in_specs=(heads,) * 4 + (rows,), out_specs=(heads, heads), check_vma=False
+  )
 
 
 def prefill(

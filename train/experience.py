@@ -1,21 +1,23 @@
 """What an iteration learns from: responses, their log-probabilities, values and advantages."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from data.questions import Prompts, joined, padded_right
 from model import lora
+from model.decode import AXES, prepare
 from model.generate import request_keys, rollout
 from model.sampling import SamplingConfig, pad_ids, settings
-from model.sharding import batch_shards, param_shardings
+from model.sharding import abstract_params, batch_shards, partition_spec
 from train import advantages as adv
-from train import kl
+from train import kl, xla
 from train.placement import from_whole
 from train.policy_losses import response_log_probs, response_values
 from train.ppo_config import PPOConfig
@@ -43,21 +45,23 @@ class Responses:
   texts: list[str]
 
 
-def make_gather(specs: dict, mesh: Mesh, layout: str) -> Callable[[dict], dict]:
+def make_gather(config: PPOConfig, specs: dict, mesh: Mesh) -> Callable[[dict], dict]:
   """Weights from the layout of training to that of the rollout.
 
-  "gathered" is without the axis fsdp, so that no token of a response waits for weights.
+  "gathered" is without the axis fsdp, so that no token of a response waits for weights. They are
+  gathered in the dtype of computing, as `model.decode.prepare` makes them.
   """
-  if layout == "training":
+  if config.rollout.layout == "training":
     return lambda params: params
+  make = functools.partial(prepare, config=config.model, compute=config.compute)
 
-  def without_fsdp(sharding: NamedSharding) -> NamedSharding:
-    entries = (e if isinstance(e, tuple) else (e,) for e in sharding.spec)
-    parts = [tuple(axis for axis in entry if axis not in (None, "fsdp")) for entry in entries]
-    return NamedSharding(mesh, PartitionSpec(*(part or None for part in parts)))
+  def gathered(path, leaf) -> NamedSharding:
+    axes = AXES.get(path[-1].key, (None,) * leaf.ndim)
+    return NamedSharding(mesh, partition_spec(tuple(a if a != "embed" else None for a in axes)))
 
-  shardings = jax.tree.map(without_fsdp, param_shardings(specs, mesh))
-  return jax.jit(lambda params: params, out_shardings=shardings)
+  with jax.set_mesh(mesh):
+    made = jax.eval_shape(make, abstract_params(specs, mesh))
+  return jax.jit(make, out_shardings=jax.tree_util.tree_map_with_path(gathered, made))
 
 
 def respond(
@@ -160,7 +164,8 @@ def make_measure(config: PPOConfig, mesh: Mesh) -> Callable[..., dict[str, jax.A
 
     return jax.tree.map(together, out)
 
-  return jax.jit(measure)
+  options = xla.jit_options(config.train.xla_profile, config.train.xla_options)
+  return jax.jit(measure, compiler_options=options)
 
 
 def make_prepare(config: PPOConfig) -> Callable[..., tuple[dict, dict]]:

@@ -14,7 +14,7 @@ from model import lora
 from model.heads import scorer_specs
 from model.params import param_specs
 from model.sharding import batch_shards, row_sharding
-from train import loop
+from train import loop, xla
 from train.experience import (
   Responses,
   make_gather,
@@ -135,7 +135,12 @@ def make_update(config: PPOConfig, models: Models, mesh: Mesh) -> Callable[..., 
     for name, abstract in models.abstract.items()
   }
   replicated = NamedSharding(mesh, PartitionSpec())
-  return jax.jit(update, out_shardings=(shardings, replicated), donate_argnums=0)
+  return jax.jit(
+    update,
+    out_shardings=(shardings, replicated),
+    donate_argnums=0,
+    compiler_options=xla.jit_options(config.train.xla_profile, config.train.xla_options),
+  )
 
 
 def rollout_key(seed: int, step: int) -> jax.Array:
@@ -162,7 +167,7 @@ class Iteration:
   ):
     self._config, self._prompts, self._score = config, prompts, score
     self._reference, self._mesh = reference, mesh
-    self._gather = make_gather(models.specs[POLICY], mesh, config.rollout.layout)
+    self._gather = make_gather(config, models.specs[POLICY], mesh)
     self._measure = make_measure(config, mesh)
     self._prepare = make_prepare(config)
     self._update = make_update(config, models, mesh)

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from data import tokenizer
 from data.questions import Prompts
 from model import heads
-from train import reward_model
+from model.config import ModelConfig
+from train import reward_model, xla
 from train.experience import Responses, on_host
 from train.placement import from_whole
 from train.ppo_config import PPOConfig
@@ -66,20 +67,7 @@ def _function_scorer(config: PPOConfig, prompts: Prompts) -> Scorer:
 def _model_scorer(
   config: PPOConfig, prompts: Prompts, members: list[RewardModel], mesh: Mesh
 ) -> Scorer:
-  least = config.reward.ensemble == "min"
-
-  def compute(params, tokens, mask):
-    raw_EBS = [
-      heads.text_scores(one, tokens, mask, member.model, config.compute)
-      for one, member in zip(params, members, strict=True)
-    ]
-    pairs = list(zip(params, raw_EBS, strict=True))
-    total_EB = jnp.stack([reward_model.combined(one, raw_BS) for one, raw_BS in pairs])
-    scores_EBS = jnp.stack([reward_model.normalized(one, raw_BS) for one, raw_BS in pairs])
-    total_B = jnp.min(total_EB, axis=0) if least else jnp.mean(total_EB, axis=0)
-    return jnp.mean(jnp.stack(raw_EBS), axis=0), jnp.mean(scores_EBS, axis=0), total_B
-
-  compiled = jax.jit(compute)
+  compiled = make_model_scores(config, [member.model for member in members])
   params = [member.params for member in members]
 
   def score(responses: Responses, batch: dict[str, np.ndarray]) -> Scores:
@@ -94,6 +82,25 @@ def _model_scorer(
     return Scores(columns, raw, np.asarray(total_B, np.float64))
 
   return score
+
+
+def make_model_scores(config: PPOConfig, models: list[ModelConfig]) -> Callable[..., tuple]:
+  """Makes `scores(params of each model, tokens, mask)`: raw and normalised [B,S], rewards [B]."""
+  least = config.reward.ensemble == "min"
+
+  def compute(params, tokens, mask):
+    raw_EBS = [
+      heads.text_scores(one, tokens, mask, model, config.compute)
+      for one, model in zip(params, models, strict=True)
+    ]
+    pairs = list(zip(params, raw_EBS, strict=True))
+    total_EB = jnp.stack([reward_model.combined(one, raw_BS) for one, raw_BS in pairs])
+    scores_EBS = jnp.stack([reward_model.normalized(one, raw_BS) for one, raw_BS in pairs])
+    total_B = jnp.min(total_EB, axis=0) if least else jnp.mean(total_EB, axis=0)
+    return jnp.mean(jnp.stack(raw_EBS), axis=0), jnp.mean(scores_EBS, axis=0), total_B
+
+  options = xla.jit_options(config.train.xla_profile, config.train.xla_options)
+  return jax.jit(compute, compiler_options=options)
 
 
 def with_stop(

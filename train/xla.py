@@ -46,6 +46,11 @@ def step_options(profile: str, options: Mapping[str, Any]) -> dict[str, Any]:
   return {**load_profile(profile).options, **options}
 
 
+def jit_options(profile: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
+  """The same for `jax.jit`'s `compiler_options`: None where there is none."""
+  return step_options(profile, options) or None
+
+
 def cache_folder() -> Path:
   """STRAITS_CACHE, or the user's own cache folder."""
   return Path(os.environ.get("STRAITS_CACHE") or Path.home() / ".cache" / "straits")
