@@ -34,7 +34,7 @@ from data.conversations import Row, RowError, prompt_text, to_messages
 REASONS = (
   *("broken_row", "unknown_role", "no_answer", "empty_answer", "broken_answer", "template"),
   *("too_long", "duplicate", "near_duplicate", "leak"),
-  *("identical_pair", "bad_rating", "no_label", "overlap"),  # of data.pairs
+  *("identical_pair", "bad_rating", "no_label", "overlap", "tie"),  # of comparisons
 )
 # Characters that stand for lost ones, and controls that no text holds.
 _LOST = re.compile("[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f]")

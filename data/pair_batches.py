@@ -11,7 +11,7 @@ row and S dimensions,
   rated                    float32 [rows, P, S]   1 where the dimension was rated
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -103,7 +103,7 @@ class PairLoader:
 
   Args:
     pairs: all of them.
-    dimensions: in the order of the scores.
+    make_batch: the arrays of rows of pairs; `to_batch`, or one that says more of them.
     seed: of the order.
     batch_size, seq_len, max_pairs: of the global batch, and of its rows.
     host_index, host_count: which part of its rows.
@@ -113,7 +113,7 @@ class PairLoader:
   def __init__(
     self,
     pairs: Sequence[Pair],
-    dimensions: Sequence[str],
+    make_batch: Callable[[Rows], Batch],
     seed: int,
     *,
     batch_size: int,
@@ -123,7 +123,7 @@ class PairLoader:
     host_count: int,
     cursors: Mapping[str, dict] | None,
   ):
-    self._pairs, self._dimensions, self._seed = pairs, dimensions, seed
+    self._pairs, self._make_batch, self._seed = pairs, make_batch, seed
     self._sizes = {"batch_size": batch_size, "seq_len": seq_len, "max_pairs": max_pairs}
     share = batch_size // host_count
     self._mine = slice(host_index * share, (host_index + 1) * share)
@@ -146,8 +146,7 @@ class PairLoader:
     rows = rows + [[]] * (self._sizes["batch_size"] - len(rows))
     self._number += 1
     cursors = {"examples": {"batch": self._number, "fingerprint": self._fingerprint}}
-    seq_len, max_pairs = self._sizes["seq_len"], self._sizes["max_pairs"]
-    return to_batch(rows[self._mine], self._dimensions, seq_len, max_pairs), cursors
+    return self._make_batch(rows[self._mine]), cursors
 
   def close(self) -> None:
     """Nothing is open."""

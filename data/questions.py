@@ -65,6 +65,7 @@ class Prompts:
 
   Attributes:
     texts: as the model sees them.
+    messages: of each, up to the answer that is wanted; [] of a text that is continued.
     ids: int32 ids of each.
     places: file and line of each.
     left_out: how many rows were not taken, by reason.
@@ -73,6 +74,7 @@ class Prompts:
   """
 
   texts: list[str]
+  messages: list[list[dict[str, str]]]
   ids: list[np.ndarray]
   places: list[str]
   left_out: dict[str, int]
@@ -102,12 +104,12 @@ def open_prompts(config: PromptConfig, vocab_size: int) -> Prompts:
   template = None
   if config.chat_template is not None:
     template = load_template(config.chat_template, config.tokenizer, config.eot)
-  texts, ids, places, left_out = [], [], [], {}
+  texts, said, ids, places, left_out = [], [], [], [], {}
   for row in read(config.path):
     try:
       if isinstance(row.value, RowError):
         raise row.value
-      text, tokens = _encode(row.value, config, tokenizer, template)
+      messages, text, tokens = _encode(row.value, config, tokenizer, template)
     except (RowError, ChatError) as error:
       reason = getattr(error, "reason", "template")
     else:
@@ -116,6 +118,7 @@ def open_prompts(config: PromptConfig, vocab_size: int) -> Prompts:
       left_out[reason] = left_out.get(reason, 0) + 1
       continue
     texts.append(text)
+    said.append(messages)
     ids.append(np.asarray(tokens, np.int32))
     places.append(row.place)
   if not ids:
@@ -124,7 +127,7 @@ def open_prompts(config: PromptConfig, vocab_size: int) -> Prompts:
       f"{left_out or 'none'}); check its rows, or raise data.seq_len."
     )
   stop_ids = (tokenizer.eot,) if template is None else template.stop_ids
-  return Prompts(texts, ids, places, left_out, stop_ids, tokenizer)
+  return Prompts(texts, said, ids, places, left_out, stop_ids, tokenizer)
 
 
 def _encode(
@@ -132,11 +135,11 @@ def _encode(
   config: PromptConfig,
   tokenizer: Tokenizer,
   template: ChatTemplate | None,
-) -> tuple[str, np.ndarray | list[int]]:
+) -> tuple[list[dict[str, str]], str, np.ndarray | list[int]]:
   if isinstance(row.get("text"), str):
     (ids,) = tokenizer.encode_batch([row["text"]])
     ids = ids[: config.text_tokens]
-    return tokenizer.decode(ids), [tokenizer.eot, *ids]
+    return [], tokenizer.decode(ids), [tokenizer.eot, *ids]
   key = next((k for k in ("messages", "prompt", "instruction") if row.get(k) is not None), None)
   if key is None:
     raise RowError("broken_row", "a prompt needs one of: messages, prompt, instruction, text")
@@ -149,9 +152,9 @@ def _encode(
     raise RowError("broken_row", "a prompt has nothing to answer")
   if template is None:
     text = "\n\n".join(message["content"] for message in messages)
-    return text, [tokenizer.eot, *tokenizer.encode_batch([text])[0]]
+    return messages, text, [tokenizer.eot, *tokenizer.encode_batch([text])[0]]
   template.check(messages)
-  return template.render(messages, prompt=True), template.prompt_ids(messages)
+  return messages, template.render(messages, prompt=True), template.prompt_ids(messages)
 
 
 def chosen(count: int, iteration: int, size: int, seed: int) -> np.ndarray:

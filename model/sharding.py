@@ -4,9 +4,10 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from model.params import ParamSpec, is_spec
+from model.params import ParamSpec, is_spec, map_specs
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -97,6 +98,15 @@ def param_shardings(specs: dict, mesh: Mesh) -> dict:
     return NamedSharding(mesh, partition_spec(spec.axes))
 
   return jax.tree_util.tree_map_with_path(sharding, specs, is_leaf=is_spec)
+
+
+def abstract_params(specs: dict, mesh: Mesh) -> dict:
+  """The fp32 parameters as ShapeDtypeStructs with their shardings; see `param_shardings`."""
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    map_specs(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs),
+    param_shardings(specs, mesh),
+  )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -52,5 +52,6 @@ def on_one_device(compiled_once):
   with (
     mock.patch("train.sft.make_mesh", one_device),
     mock.patch("train.reward.make_mesh", one_device),
+    mock.patch("train.dpo.make_mesh", one_device),
   ):
     yield

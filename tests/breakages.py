@@ -779,6 +779,57 @@ BREAKAGES = (
     "the weights under the adapters are trained as well",
     "tests/test_lora.py::test_a_step_moves_the_adapters_alone_and_keeps_no_state_of_the_rest",
   ),
+  Breakage(
+    "preference-sign", "train/preference_loss.py",
+    "right, wrong = jax.nn.softplus(-margin), jax.nn.softplus(margin)",
+    "wrong, right = jax.nn.softplus(-margin), jax.nn.softplus(margin)",
+    "DPO learns the worse answer",
+    "tests/test_dpo.py::test_the_loss_of_a_pair_is_that_of_float64[conservative]",
+  ),
+  Breakage(
+    "preference-reference", "train/preference_loss.py",
+    '- batch["reference"]', '- 0.0 * batch["reference"]',
+    "DPO has no reference",
+    "tests/test_trl.py::test_the_loss_of_preferences_is_trls[sigmoid]",
+  ),
+  Breakage(
+    "preference-prompt", "train/preference_loss.py",
+    'jnp.where(batch["loss_weights"] > 0, -nll_BL, 0.0)', "-nll_BL",
+    "the prompt counts in an answer's log-probability",
+    "tests/test_trl.py::test_the_loss_of_preferences_is_trls[robust]",
+  ),
+  Breakage(
+    "preference-swap", "data/preferences.py",
+    'fields |= {"chosen": pair.rejected, "rejected": pair.chosen}', "pass",
+    "a pair whose second answer is the better one is learned the wrong way round",
+    "tests/test_dpo.py::test_the_better_answer_is_by_weighted_dimensions_and_ties_go",
+  ),
+  Breakage(
+    "reference-again", "train/dpo.py",
+    'if Checkpointer(workdir / "checkpoints").steps():', "if False:",
+    "a restart takes the reference from a folder that may have changed",
+    "tests/test_dpo.py::"
+    "test_a_stopped_run_goes_on_with_the_same_bits_though_its_reference_is_gone",
+  ),
+  Breakage(
+    "best-of-fewer", "train/ranking.py",
+    "math.comb(n - 1 - i, k - 1)", "math.comb(n - i, k - 1)",
+    "the expected best of k is of other subsets",
+    "tests/test_best_of_n.py::test_the_expected_best_of_k_is_the_mean_over_all_subsets[2]",
+  ),
+  Breakage(
+    "cut-answer-row", "train/ranking.py",
+    'if keep.ended and not one["ended"]:', "if False:",
+    "answers that were cut off are trained on",
+    "tests/test_best_of_n.py::test_rows_are_the_best_whole_answers_above_the_threshold",
+  ),
+  Breakage(
+    "batch-key", "train/best_of_n.py",
+    "jax.random.fold_in(jax.random.key(config.seed), batch)",
+    "jax.random.fold_in(jax.random.key(config.seed), len(lines))",
+    "a run that goes on in the middle of a batch draws other responses",
+    "tests/test_best_of_n.py::test_a_run_that_was_cut_goes_on_with_the_same_responses",
+  ),
   # Reinforcement learning.
   Breakage(
     "kl-sign", "train/advantages.py",
@@ -834,6 +885,28 @@ BREAKAGES = (
     'line["kl"] > limits.kl:', 'line["kl"] > math.inf:',
     "a policy far off its reference is saved and trained on",
     "tests/test_ppo.py::test_a_kl_blow_up_is_not_saved",
+  ),
+  # Plans of the stages after pretraining.
+  Breakage(
+    "gathered-layout", "train/experience.py",
+    'a if a != "embed" else None for a in axes', "a for a in axes",
+    "the rollout's weights stay sharded, and every token waits for them",
+    "tests/test_plan_stages.py::"
+    "test_the_weights_are_gathered_once_and_the_rollout_waits_for_no_network",
+  ),
+  Breakage(
+    "cache-by-shard", "model/decode.py",
+    "if mesh.size <= 1 or batch", "if True or batch",
+    "new keys and values of all devices are gathered to write each device's own",
+    "tests/test_plan_stages.py::"
+    "test_the_weights_are_gathered_once_and_the_rollout_waits_for_no_network",
+  ),
+  Breakage(
+    "unknown-trips", "train/schedule.py",
+    "else self.trips", "else 1",
+    "a rollout costs one token",
+    "tests/test_plan_stages.py::"
+    "test_a_loop_that_does_not_say_how_often_runs_as_often_as_one_says",
   ),
   # Evaluation.
   Breakage(

@@ -31,7 +31,7 @@ def make(folder: Path, seed: int = 0, model=MODEL) -> Path:
   checkpoints = Checkpointer(folder / "checkpoints")
   checkpoints.save_weights(0, {"model": numpy_params(param_specs(model), seed)}, {})
   checkpoints.close()
-  data = {"tokenizer": str(path), "eot": STOP}
+  data = {"tokenizer": str(path), "eot": STOP, "seq_len": 16}
   recipe = {"stage": "import", "model": dataclasses.asdict(model), "data": data}
   (folder / "config.json").write_text(json.dumps(recipe))
   prompts = [f"{a} {b}" if b else a for a in WORDS[:5] for b in ("", "a", "b d")]

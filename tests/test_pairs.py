@@ -1,5 +1,6 @@
 """Comparisons: their forms, labels and refusals; rows that hold both answers, prompts that stay."""
 
+import functools
 import json
 
 import numpy as np
@@ -184,10 +185,11 @@ def test_all_pairs_of_a_prompt_are_in_one_batch_and_each_epoch_has_them_all():
 
 def test_batches_of_pairs_do_not_depend_on_hosts_or_restarts():
   pairs = many()
+  make_batch = functools.partial(to_batch, dimensions=DIMENSIONS, seq_len=100, max_pairs=4)
 
   def loader(cursors=None, index=0, count=1):
     return PairLoader(
-      pairs, DIMENSIONS, 5, batch_size=4, seq_len=100, max_pairs=4,
+      pairs, make_batch, 5, batch_size=4, seq_len=100, max_pairs=4,
       host_index=index, host_count=count, cursors=cursors,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Losses of TRL's SFT and reward trainers with the same weights and batches, from a file they made.
+"""Losses of TRL's SFT, reward and DPO trainers on the same weights and batches, from a file.
 
 `tests/fixtures/make_trl.py` makes the file; the test marked `peers` makes it again.
 """
@@ -14,6 +14,7 @@ from tests.build import compute_config, model_config
 from tests.fixtures import make_trl
 from train.losses import SftLossConfig, answer_loss
 from train.pair_loss import PairLossConfig, pair_scores, reward_loss
+from train.preference_loss import PreferenceLossConfig, answer_log_probs, preference_loss
 
 MODEL = model_config(vocab_size=64, d_model=32, d_ff=40, head_dim=8, qk_norm=False)
 COMPUTE = compute_config(loss_chunks=1)
@@ -103,6 +104,48 @@ def check_reward(arrays):
   )
 
 
+def check_preference(arrays, kind):
+  params, _ = trunk(arrays)
+  both = [
+    [
+      Example(np.append(ids, 0).astype(np.int32), np.append(answer[: len(ids)], False))
+      for ids, answer in zip(sides(arrays, side), arrays[name], strict=True)
+    ]
+    for side, name in (("chosen", "answers"), ("rejected", "rejected/answers"))
+  ]
+  pairs = list(zip(*both, strict=True))
+  rows = [[*pairs[0], *pairs[1]], list(pairs[2])]  # packed, where TRL pads
+  real = np.array([[1, 1], [1, 0]], np.float32)
+  batch = to_batch(rows, 40) | {"real": real}
+  scaled = jax.tree.map(lambda x: make_trl.REFERENCE * x, params)
+  smoothing = make_trl.SMOOTHING if kind == "robust" else 0.0
+  config = PreferenceLossConfig(make_trl.BETA, smoothing, "robust")
+
+  @jax.jit
+  def run(params, scaled):
+    reference = answer_log_probs(scaled, batch, MODEL, COMPUTE)
+
+    def loss(params):
+      total, sums = preference_loss(
+        params, batch | {"reference": reference}, jax.random.key(0), MODEL, COMPUTE, config
+      )
+      return total / sums["weight"]
+
+    return *jax.value_and_grad(loss)(params), reference
+
+  loss, gradient, reference = run(params, scaled)
+  known = np.asarray(reference)[real > 0].T
+  np.testing.assert_allclose(known, arrays["dpo/reference"], rtol=1e-4)
+  np.testing.assert_allclose(loss, arrays[f"dpo/{kind}/loss"], rtol=1e-4)
+  ours = gradient["layers"]["mlp"]["up_DF"][0].T
+  np.testing.assert_allclose(ours, arrays[f"dpo/{kind}/gradient"], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "robust"])
+def test_the_loss_of_preferences_is_trls(kind):
+  check_preference(load(), kind)
+
+
 def test_the_loss_on_answers_is_trls():
   check_sft(load())
 
@@ -120,3 +163,5 @@ def test_live_trl_agrees_with_its_file_and_with_us():
     np.testing.assert_allclose(arrays[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
   check_sft(arrays)
   check_reward(arrays)
+  check_preference(arrays, "sigmoid")
+  check_preference(arrays, "robust")

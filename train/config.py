@@ -1,6 +1,7 @@
 """A run's whole configuration as frozen dataclasses that check themselves."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from data.config import DataConfig, InstructionConfig, PairConfig
@@ -11,6 +12,7 @@ from train.loss_scale import LossScaleConfig
 from train.losses import LossConfig, SftLossConfig
 from train.optimizer import OptimizerConfig
 from train.pair_loss import PairLossConfig
+from train.preference_loss import PreferenceLossConfig
 from train.step import AverageConfig
 from train.suite import SuiteConfig
 
@@ -246,9 +248,45 @@ class RewardConfig(RunConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    for name, source in self.data.sources.items():
-      if source.dimension is not None and source.dimension not in self.score.weights:
-        raise ValueError(
-          f"data.sources.{name}.dimension is {source.dimension!r}, none of score.weights "
-          f"({', '.join(self.score.weights)})."
-        )
+    _check_dimensions(self.data, self.score.weights, "score.weights")
+
+
+def _check_dimensions(data: PairConfig, known: Mapping[str, float], where: str) -> None:
+  for name, source in data.sources.items():
+    if source.dimension is not None and source.dimension not in known:
+      raise ValueError(
+        f"data.sources.{name}.dimension is {source.dimension!r}, none of {where} "
+        f"({', '.join(known)})."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class DpoConfig(RunConfig):
+  """Every section of a recipe of direct preference optimization.
+
+  Attributes:
+    preference: {dimension: its weight in which answer is the better one}; see
+      `data.preferences.preferred`.
+    reference: the folder of the policy that this one is held against; None for `train.init_from`.
+  """
+
+  data: PairConfig
+  preference: dict[str, float]
+  reference: str | None
+  loss: PreferenceLossConfig
+  lora: LoraConfig
+  eval: HeldOutConfig
+  sample: AnswerConfig
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not any(self.preference.values()):
+      raise ValueError(
+        f"preference is {self.preference}; give at least one dimension a weight that is not 0."
+      )
+    _check_dimensions(self.data, self.preference, "preference")
+    if self.train.init_from is None:
+      raise ValueError(
+        "train.init_from is None; preferences are learned relative to the policy that one begins "
+        "with: name its folder."
+      )

@@ -27,8 +27,8 @@ from ml_collections import config_flags
 #             closing(parsed, workdir) -> what to say then;
 #   COMMANDS: execute(config, parsed, workdir, stop) -> the same; it has no steps and no recorder,
 #             calls `write_config(workdir, config)` once all is checked, and says what it did.
-TRAINING = ("pretrain", "sft", "reward", "ppo")
-COMMANDS = ("evaluate", "sample", "calibrate", "diversity", "pipeline")
+TRAINING = ("pretrain", "sft", "reward", "dpo", "ppo")
+COMMANDS = ("evaluate", "sample", "calibrate", "diversity", "best_of_n", "pipeline")
 DONE, BAD_INPUT, DIVERGED, STOPPED = 0, 2, 3, 75
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a file of configs/.")

@@ -7,7 +7,9 @@ be compared.
     train   step               batches that the run has seen
             tokens             targets that counted in the loss, since the start of the run
             loss, z_loss       mean nats a target, and what z-loss adds to them; of a reward
-                               model the mean over comparisons, and their accuracy
+                               model or DPO the mean over comparisons, and their accuracy
+            margin, chosen_reward, rejected_reward     of DPO: beta times a log-ratio to the
+                               reference, of both answers and their difference
             grad_norm          before clipping
             lr, loss_scale     as this step used them
             skipped            steps so far that were not finite and changed nothing
@@ -21,7 +23,7 @@ be compared.
             comm_seconds, comm_exposed, comm_reason, comm_step     see `train.profiler.Profiler`
             epoch              of the examples of post-training
     eval    step, set, weights ("raw" or "average"), loss, bits_per_byte; of a reward model
-            accuracy by dimension; of a benchmark metrics
+            accuracy by dimension; of DPO accuracy and margin; of a benchmark metrics
     sample  step, answers, ended (the share that stopped by themselves), tokens (mean)
     skip    step, loss, grad_norm, loss_scale, batch (a file): a step that was not finite
     config  step, key, old, new: what a restart was allowed to change

@@ -12,7 +12,7 @@ from train.config import RunConfig
 from train.kl import KLConfig
 from train.optimizer import OptimizerConfig
 from train.policy_losses import ClipConfig
-from train.rewards import ResponseRewardConfig
+from train.rewards import ResponseRewardConfig, refuse_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,10 +160,5 @@ def parse_config(config: Mapping[str, Any]) -> PPOConfig:
   Raises:
     ValueError: a key or value is wrong, or the reward function is a name.
   """
-  function = config.get("reward", {}).get("function")
-  if function is not None and not callable(function):
-    raise ValueError(
-      f"reward.function is {function!r}; it must be a function that the config file itself gives, "
-      "and never a name, by which a saved config could run code."
-    )
+  refuse_name(config)
   return parse(PPOConfig, config)

@@ -3,34 +3,34 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from data import conversations, curate
+from data import conversations
+from data.batch import Batch
 from data.chat import ChatTemplate
 from data.config import parse
-from data.examples import pack
 from data.heldout import is_held_out
 from data.pair_batches import PairLoader, to_batch
-from data.pairs import Pair, PairSource, read_pairs
+from data.pairs import Pair
 from model import heads, lora
 from model.config import ModelConfig
 from model.generate import request_keys, rollout
 from model.hf_config import read_json
-from model.params import map_specs, param_specs
+from model.params import param_specs
 from model.sampling import SamplingConfig, pad_ids, settings
-from model.sharding import host_rows, make_mesh, param_shardings
-from train import loop, reward_model, reward_report
+from model.sharding import abstract_params, host_rows, make_mesh
+from train import loop, pairwise, reward_model, reward_report
 from train.config import RewardConfig
 from train.initial import given_params
 from train.pair_loss import comparison_loss, pair_scores, reward_loss
-from train.placement import from_whole
 from train.recorder import Recorder
-from train.sft import PROMPTS, open_template, progress, with_steps
+from train.sft import open_template, progress, with_steps
 from train.signals import StopRequest
 from train.step import LossFn
 from train.workdir import CONFIG, write_atomically
@@ -59,13 +59,13 @@ def run(config: RewardConfig, workdir: Path, recorder: Recorder, stop: StopReque
   mesh = make_mesh(config.mesh)
   loop.check_sizes(config, mesh)
   template = open_template(config.data, config.model.vocab_size)
-  train, held_out = open_pairs(config, template, workdir)
   data, dimensions = config.data, dimensions_of(config)
+  train, held_out = pairwise.open_pairs(data, dimensions, template, workdir)
   index, count = host_rows(mesh, data.batch_size)
   make_loader = functools.partial(
     PairLoader,
     train,
-    dimensions,
+    functools.partial(pair_batch, config=config),
     config.seed,
     batch_size=data.batch_size,
     seq_len=data.seq_len,
@@ -80,7 +80,7 @@ def run(config: RewardConfig, workdir: Path, recorder: Recorder, stop: StopReque
   stage = loop.Stage(
     specs=specs,
     loss_fn=loss_fn,
-    row=to_batch([[]], dimensions, data.seq_len, data.max_segments // 2),
+    row=empty_row(config),
     make_loader=lambda cursors: make_loader(cursors=cursors),
     progress=functools.partial(progress, batch_size=1, rows_an_epoch=batches),
     evaluate=lambda params: {"pairs": pair_score(scorer(params, held_out), held_out, config)},
@@ -118,91 +118,33 @@ def objective(config: RewardConfig) -> tuple[dict, LossFn]:
   return lora.add(specs, config.lora), loss_fn
 
 
-def open_pairs(
-  config: RewardConfig, template: ChatTemplate, workdir: Path
-) -> tuple[list[Pair], list[Pair]]:
-  """The pairs to train on and held out, split by prompt; writes what was dropped, and says so.
-
-  Raises:
-    ValueError: a source has no rows, a row is one to refuse, or nothing is left of either part.
-  """
+def pair_batch(rows: Sequence[Sequence[Pair]], config: RewardConfig) -> Batch:
+  """The arrays of rows of pairs."""
   data = config.data
-  curated = read_pairs(
-    {
-      name: PairSource(conversations.read(source.path), source.dimension)
-      for name, source in data.sources.items()
-    },
-    template,
-    dimensions=dimensions_of(config),
-    scale=data.scale,
-    # Both answers of a pair lie in one row.
-    max_tokens=data.seq_len // 2,
-    exclude=_prompts_of(data.exclude_prompts_of),
-  )
-  curate.refuse(curated, data.refuse)
-  train: list[Pair] = []
-  held_out: list[Pair] = []
-  for pair in curated.kept:
-    said = conversations.prompt_text(pair.prompt)
-    (held_out if is_held_out(said, data.heldout_fraction) else train).append(pair)
-  report = curated.report()
-  said = ", ".join(f"{count} {reason}" for reason, count in report["dropped"].items()) or "none"
-  overlap = report["dropped"].get("overlap", 0)
-  summary = f"{report['rows']:,} pairs: {report['kept']:,} kept; dropped: {said}"
-  if not train or len(held_out) < 2:
-    raise ValueError(
-      f"{len(train)} pairs are left to train on and {len(held_out)} held out; there must be some, "
-      f"and at least 2. {summary}"
-    )
-  if jax.process_index() == 0:
-    against = data.exclude_prompts_of
-    report |= {"overlap": {"with": against, "pairs": overlap, "of": report["rows"]}}
-    curate.write_report(curated, workdir)
-    write_atomically(workdir / "curation.json", json.dumps(report, indent=2) + "\n")
-  print(f"{summary}. {len(held_out):,} pairs are held out, by prompt.")
-  return train, held_out
+  return to_batch(rows, dimensions_of(config), data.seq_len, data.max_segments // 2)
 
 
-def _prompts_of(folder: str | None) -> frozenset[str]:
-  if folder is None:
-    return frozenset()
-  path = Path(folder) / PROMPTS
-  try:
-    return frozenset(json.loads(path.read_text()))
-  except (OSError, ValueError) as error:
-    raise ValueError(
-      f"data.exclude_prompts_of={folder!r}: {path} cannot be read ({error}); name the folder of a "
-      "run of fine-tuning, or null."
-    ) from error
+def empty_row(config: RewardConfig) -> Batch:
+  """One row of a batch, for its shapes."""
+  return pair_batch([[]], config)
 
 
 # Scores of pairs.
 
-PairScorer = Callable[[dict, Sequence[Pair]], np.ndarray]
 
-
-def make_pair_scorer(config: RewardConfig, mesh: Mesh) -> PairScorer:
+def make_pair_scorer(config: RewardConfig, mesh: Mesh) -> pairwise.PairMap:
   """Makes `score(params, pairs)`: fp32 [N,2,S] of chosen and rejected answers, raw."""
-  data, dimensions = config.data, dimensions_of(config)
-  max_pairs = data.max_segments // 2
-  compiled = jax.jit(functools.partial(pair_scores, config=config.model, compute=config.compute))
 
-  def score(params: dict, pairs: Sequence[Pair]) -> np.ndarray:
-    rows = pack([pair.size for pair in pairs], data.seq_len, max_pairs)
-    rows += [[]] * (-len(rows) % config.eval.batch_size)
-    found = np.zeros((len(pairs), 2, len(dimensions)), np.float32)
-    for first in range(0, len(rows), config.eval.batch_size):
-      part = rows[first : first + config.eval.batch_size]
-      batch = to_batch(
-        [[pairs[i] for i in row] for row in part], dimensions, data.seq_len, max_pairs
-      )
-      chosen, rejected = jax.device_get(compiled(params, from_whole(batch, mesh)))
-      for r, row in enumerate(part):
-        for p, i in enumerate(row):
-          found[i] = chosen[r, p], rejected[r, p]
-    return found
+  def both(params, batch):
+    return jnp.stack(pair_scores(params, batch, config.model, config.compute), axis=2)
 
-  return score
+  return pairwise.make_pair_map(
+    both,
+    functools.partial(pair_batch, config=config),
+    config.data,
+    config.eval.batch_size,
+    mesh,
+  )
 
 
 def pair_score(scores: np.ndarray, pairs: Sequence[Pair], config: RewardConfig) -> PairScore:
@@ -235,7 +177,7 @@ def finish(
   config: RewardConfig,
   workdir: Path,
   mesh: Mesh,
-  scorer: PairScorer,
+  scorer: pairwise.PairMap,
 ) -> None:
   """Freezes the scale of the scores, fits temperatures, writes the report and the scorer."""
   dimensions = dimensions_of(config)
@@ -313,15 +255,7 @@ def reference_answers(
       f"score.reference={config.score.reference!r} has a vocabulary of {model.vocab_size} and the "
       f"reward model one of {config.model.vocab_size}; they must be of one tokenizer."
     )
-  specs = param_specs(model)
-  shardings = param_shardings(specs, mesh)
-  abstract = map_specs(lambda spec: jax.ShapeDtypeStruct(spec.shape, np.float32), specs)
-  abstract = jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-    abstract,
-    shardings,
-  )
-  policy = given_params(config.score.reference, abstract)
+  policy = given_params(config.score.reference, abstract_params(param_specs(model), mesh))
   sampling = SamplingConfig(config.score.temperature, 1.0)
   length, size = max(map(len, prompts)), config.eval.batch_size
   answers = []

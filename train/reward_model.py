@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from data.config import parse
@@ -25,7 +24,7 @@ from model import heads
 from model.config import ComputeConfig, ModelConfig
 from model.hf_config import read_json
 from model.params import ParamSpec, map_specs
-from model.sharding import param_shardings
+from model.sharding import abstract_params
 from train.checkpoint import Checkpointer
 from train.workdir import CONFIG, write_config
 
@@ -126,11 +125,6 @@ def load(folder: Path, mesh: Mesh) -> RewardModel:
   model = parse(ModelConfig, recipe["model"], "config.model")
   dimensions = tuple(recipe["score"]["dimensions"])
   tree = specs(model, len(dimensions))
-  abstract = jax.tree.map(
-    lambda spec, sharding: jax.ShapeDtypeStruct(spec.shape, np.float32, sharding=sharding),
-    tree,
-    param_shardings(tree, mesh),
-    is_leaf=lambda x: isinstance(x, ParamSpec),
-  )
-  params = Checkpointer(folder / "checkpoints").restore_weights({MODEL: abstract})[MODEL]
+  abstract = {MODEL: abstract_params(tree, mesh)}
+  params = Checkpointer(folder / "checkpoints").restore_weights(abstract)[MODEL]
   return RewardModel(params, model, dimensions, recipe["data"])

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,16 @@ class ResponseRewardConfig:
         f"reward has clip={self.clip}, no_stop_value={self.no_stop_value}; they must be positive "
         "and finite."
       )
+
+
+def refuse_name(config: Mapping[str, Any]) -> None:
+  """Raises ValueError where a recipe's reward function is not a function."""
+  function = config.get("reward", {}).get("function")
+  if function is not None and not callable(function):
+    raise ValueError(
+      f"reward.function is {function!r}; it must be a function that the config file itself gives, "
+      "and never a name, by which a saved config could run code."
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -210,7 +210,7 @@ def sample_file(
 ) -> bool:
   """Writes a line a completion as they come, and all as text at the end; False if stopped."""
   path, copies = workdir / SAMPLES, sampler.config.completions
-  lines = _whole_lines(path)
+  lines = whole_lines(path)
   for number, line in lines.items():
     if number >= len(requests) or line["prompt"] != _shown(prompts[number // copies]):
       raise ValueError(
@@ -284,7 +284,7 @@ def _line(done: Completion, prompt: Prompt, calibration: float | None) -> dict[s
   }
 
 
-def _whole_lines(path: Path) -> dict[int, dict[str, Any]]:
+def whole_lines(path: Path) -> dict[int, dict[str, Any]]:
   """The lines of an earlier start, by their number; cuts off one that a kill left in the middle."""
   if not path.exists():
     return {}

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from data import conversations, curate, instructions
+from data.batch import Batch
 from data.chat import ChatTemplate, load_template
 from data.config import parse
 from data.examples import Epochs, Example, ExampleLoader, pack, to_batch
@@ -53,7 +54,7 @@ def run(config: SftConfig, workdir: Path, recorder: Recorder, stop: StopRequest)
   stage = loop.Stage(
     specs=specs,
     loss_fn=loss_fn,
-    row=to_batch([[]], data.seq_len),
+    row=empty_row(config),
     make_loader=lambda cursors: ExampleLoader(
       examples,
       epochs,
@@ -93,6 +94,11 @@ def objective(config: SftConfig) -> tuple[dict, LossFn]:
     answer_loss, config=config.model, compute=config.compute, loss=config.loss
   )
   return lora.add(param_specs(config.model), config.lora), loss_fn
+
+
+def empty_row(config: SftConfig) -> Batch:
+  """One row of a batch, for its shapes."""
+  return to_batch([[]], config.data.seq_len)
 
 
 def open_template(data, vocab_size: int) -> ChatTemplate:

@@ -5,15 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from data.config import parse
 from model import lora
 from model.config import ModelConfig
-from model.params import map_specs, param_specs
-from model.sharding import param_shardings
+from model.params import param_specs
+from model.sharding import abstract_params
 from train.checkpoint import Checkpointer
 from train.workdir import CONFIG
 
@@ -94,11 +92,7 @@ def read_weights(
   specs = param_specs(run.model)
   if "lora" in run.recipe:
     specs = lora.add(specs, parse(lora.LoraConfig, run.recipe["lora"], "lora"))
-  abstract = jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-    map_specs(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs),
-    param_shardings(specs, mesh),
-  )
+  abstract = abstract_params(specs, mesh)
   checkpoints = Checkpointer(run.folder / "checkpoints")
   if step is None:
     steps = checkpoints.steps()
