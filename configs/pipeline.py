@@ -47,9 +47,9 @@ LAPTOP = {
 }
 REFERENCE = {
   "pretrain": ("pretrain_37b", "", ()),
-  "sft": ("sft", "{pretrain}", ("data.sources.main=instructions/*.jsonl", "data.seq_len=8192")),
-  "reward": ("reward", "{sft}", ("data.sources.main.path=comparisons/*.jsonl",)),
-  "ppo": ("ppo", "{sft}", ("reward.models=('{reward}',)", "data.path=prompts/*.jsonl")),
+  "sft": ("sft_37b", "{pretrain}", ()),
+  "reward": ("reward_37b", "{sft}", ()),
+  "ppo": ("ppo_37b", "{sft}", ("reward.models=('{reward}',)",)),
   "calibrate": ("calibrate", "{ppo}", ("documents=held/*.jsonl",)),
   "evaluate": ("evaluate", "{ppo}", ()),
 }

@@ -19,8 +19,11 @@ from configs.sft import read_source, tokenizer_of
 
 
 def get_config(folder: str = "runs/sft") -> ConfigDict:
-  config = quickstart.get_config()
-  source = read_source(folder)
+  return derived(quickstart.get_config(), folder, read_source(folder))
+
+
+def derived(config: ConfigDict, folder: str, source: dict) -> ConfigDict:
+  """The recipe with the compute of `config`, of the run `source` in a folder."""
   config.stage = "ppo"
   config.model = source["model"]
   config.data = {

@@ -15,8 +15,11 @@ from configs import sft
 
 
 def get_config(folder: str = "runs/sft") -> ConfigDict:
-  config = sft.get_config(folder)
-  source = sft.read_source(folder)
+  return derived(sft.get_config(folder), folder, sft.read_source(folder))
+
+
+def derived(config: ConfigDict, folder: str, source: dict) -> ConfigDict:
+  """The recipe from the one of fine-tuning, on the run `source` in a folder."""
   config.stage = "reward"
   config.data = {
     "sources": {"main": {"path": "comparisons/*.jsonl", "dimension": "helpfulness"}},

@@ -19,8 +19,11 @@ from configs import quickstart
 
 
 def get_config(folder: str = "runs/quickstart") -> ConfigDict:
-  config = quickstart.get_config()
-  source = read_source(folder)
+  return derived(quickstart.get_config(), folder, read_source(folder))
+
+
+def derived(config: ConfigDict, folder: str, source: dict) -> ConfigDict:
+  """The recipe with the compute and optimizer of `config`, of the run `source` in a folder."""
   config.stage = "sft"
   config.model = source["model"]
   own = os.path.isdir(os.path.join(folder, "checkpoints", "0"))  # an imported model has step 0
@@ -67,6 +70,12 @@ def read_source(folder: str) -> dict:
       f"there is no run in {folder!r} to begin with ({error}). Name one as :FOLDER, or "
       "make that one: python -m train.main --config configs/quickstart.py"
     ) from None
+
+
+def source_or(folder: str, recipe: ConfigDict) -> dict:
+  """The config.json of a run's folder; of a run that is yet to be made, for a plan, its recipe."""
+  there = os.path.exists(os.path.join(folder, "config.json"))
+  return read_source(folder) if there else recipe.to_dict()
 
 
 def tokenizer_of(folder: str, source: dict) -> str:

@@ -1,14 +1,21 @@
 """Stages in their order, taken up again, stopped and failed; embedded comparisons."""
 
+import dataclasses
+import importlib
 import json
 from pathlib import Path
 from unittest import mock
 
 import pytest
+from absl import flags
+from jax.sharding import AbstractMesh
+from ml_collections import config_flags
 
 from configs import pipeline as recipes
+from configs import ppo_37b, reward_37b, sft_37b
 from data import comparisons
-from train import main, pipeline
+from model.sharding import MESH_AXES
+from train import loop, main, pipeline, ppo
 
 
 def run(workdir, codes, config=None):
@@ -60,6 +67,52 @@ def test_recipes_exist_and_a_wrong_one_is_refused(tmp_path, size):
     pipeline.parse_config(config.to_dict())
   with pytest.raises(ValueError, match="no pipeline"):
     recipes.get_config("70b")
+
+
+def as_typed(command):
+  """The recipe of a stage's command line, as the command itself reads it."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=values)
+  flags.DEFINE_string("workdir", None, "", flag_values=values)
+  with mock.patch("sys.argv", command[2:]):  # where ml_collections looks for keys to set
+    values(command[2:])
+  return values.config
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+def test_every_stage_of_the_reference_plan_parses_and_fits_its_mesh(tmp_path):
+  config = pipeline.parse_config(recipes.get_config("37b").to_dict())
+  places = {name: str(tmp_path / name) for name in config.order}
+  parsed = {}
+  for name in config.order:
+    recipe = as_typed(pipeline.command(config.stages[name], places, tmp_path / name))
+    module = importlib.import_module(f"train.{recipe.stage}")
+    parsed[name] = module.parse_config(recipe.to_dict())
+  assert [parsed[n].train.init_from for n in ("sft", "reward", "ppo")] == [
+    places["pretrain"], places["sft"], places["sft"],
+  ]  # fmt: skip
+  assert parsed["ppo"].reward.models == (places["reward"],)
+  assert parsed["evaluate"].run == parsed["calibrate"].run == places["ppo"]
+  for name in ("pretrain", "sft", "reward", "ppo"):
+    one = parsed[name]
+    mesh = AbstractMesh(dataclasses.astuple(one.mesh.resolve(128)), MESH_AXES)
+    (ppo if name == "ppo" else loop).check_sizes(one, mesh)
+    assert one.model == parsed["pretrain"].model and one.compute.dtype == "float16"
+  # 150,000 examples twice, 50,000 comparisons once, of so many tokens as the recipes suppose.
+  tokens = {n: parsed[n].data.batch_size * parsed[n].data.seq_len * parsed[n].train.steps
+            for n in ("sft", "reward")}  # fmt: skip
+  assert tokens["sft"] == pytest.approx(2 * 150_000 * 1_000, rel=0.01)
+  assert tokens["reward"] == pytest.approx(50_000 * 1_200, rel=0.02)
+
+
+def test_a_recipe_of_37b_takes_what_an_earlier_stage_wrote(tmp_path):
+  source = sft_37b.get_config().to_dict()
+  source["model"]["num_layers"] = 3
+  source["data"]["tokenizer"] = "its/tokenizer.json"
+  (tmp_path / "config.json").write_text(json.dumps(source))
+  for module in (reward_37b, ppo_37b):
+    config = module.get_config(str(tmp_path))
+    assert config.model.num_layers == 3 and config.data.tokenizer == "its/tokenizer.json"
 
 
 def test_embedded_comparisons_speak_of_three_dimensions(tmp_path):

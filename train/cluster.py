@@ -39,6 +39,13 @@ class Cluster:
     return dataclasses.replace(self, constants={**self.constants, **constants})
 
 
+def range_ends(cluster: Cluster) -> dict[str, dict[str, float]]:
+  """All constants at the bad end of their range at once, and all at the good one."""
+  good = {n: high if n.endswith("efficiency") else low for n, (low, high) in cluster.ranges.items()}
+  bad = {n: low if n.endswith("efficiency") else high for n, (low, high) in cluster.ranges.items()}
+  return {"pessimistic": bad, "optimistic": good}
+
+
 def load_cluster(name: str) -> Cluster:
   """Reads `train/clusters/<name>.json`. Raises ValueError where it is missing or out of bounds."""
   data = read_cluster(name)

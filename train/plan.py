@@ -3,6 +3,7 @@
   python -m train.plan --config configs/pretrain_37b.py
   python -m train.plan --config configs/pretrain_37b.py --json plan.json --hlo step.txt
   python -m train.plan --config configs/pretrain_37b.py --search --html search.html
+  python -m train.plan --config configs/ppo_37b.py
   python -m train.plan --compare runs/quickstart --cluster cpu
   python -m train.plan --validate
 
@@ -15,6 +16,7 @@ Exit codes: 0 done, 2 bad input.
 """
 
 import functools
+import importlib
 import json
 import math
 import os
@@ -28,21 +30,22 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from model.params import count, flops_per_token, param_specs
-from train import compare, hlo, plan_page, pretrain, search, validate
-from train.cluster import Cluster, load_cluster
-from train.config import PretrainConfig
+from train import compare, hlo, plan_page, plan_ppo, search, validate
+from train.cluster import Cluster, load_cluster, range_ends
+from train.config import RunConfig
 from train.plan_text import render
 from train.program import Program, compile_program, memory
-from train.schedule import Estimate, estimate, sensitivity
+from train.schedule import Estimate, collectives, estimate, sensitivity
 from train.workdir import write_atomically
 from train.xla import cache_folder, check_flags
 
 DONE, BAD_INPUT = 0, 2
 GIB = 2**30
+STEPS = ("pretrain", "sft", "reward", "dpo")  # stages with one training step
 ALIGNED = 64  # elements: what a tensor core's tile is wide, in fp16
 
 
-def make_plan(config: PretrainConfig, program: Program, cluster: Cluster) -> dict[str, Any]:
+def make_plan(config: RunConfig, program: Program, cluster: Cluster) -> dict[str, Any]:
   """The plan as nested JSON values; seconds, bytes, and null where a CPU program can't tell."""
   module = hlo.parse(program.text)
   devices = math.prod(program.mesh.values())
@@ -91,16 +94,7 @@ TIMED = (
 )  # fmt: skip
 
 
-def range_ends(cluster: Cluster) -> dict[str, dict[str, float]]:
-  """All constants at the bad end of their range at once, and all at the good one."""
-  good = {n: high if n.endswith("efficiency") else low for n, (low, high) in cluster.ranges.items()}
-  bad = {n: low if n.endswith("efficiency") else high for n, (low, high) in cluster.ranges.items()}
-  return {"pessimistic": bad, "optimistic": good}
-
-
-def timing(
-  config: PretrainConfig, step: Estimate, devices: int, cluster: Cluster
-) -> dict[str, Any]:
+def timing(config: RunConfig, step: Estimate, devices: int, cluster: Cluster) -> dict[str, Any]:
   """Utilization, and what the whole run takes, by the estimate of one step."""
   seconds, facts = step.seconds, cluster.facts
   tokens = config.data.batch_size * config.data.seq_len
@@ -124,40 +118,8 @@ def timing(
   }
 
 
-def collectives(step: Estimate, timed: bool) -> list[dict[str, Any]]:
-  """A line for each kind of traffic from one place, the most exposed first; bytes of one step."""
-  lines: dict[tuple, dict[str, Any]] = {}
-  for entry in step.collectives:
-    t = entry.traffic
-    where = entry.source or entry.op_name.rsplit("/", 1)[0]
-    backward = "transpose(" in entry.op_name
-    line = lines.setdefault(
-      (t, where, backward),
-      {
-        "op": t.op,
-        "bytes": 0,
-        "dtype": t.dtype,
-        "axis": t.axis,
-        "link": t.link,
-        "count": 0,
-        "seconds": 0.0,
-        "exposed_seconds": 0.0,
-        "source": where,
-        "backward": backward,
-      },
-    )
-    line["count"] += entry.count
-    line["bytes"] += entry.count * t.nbytes
-    line["seconds"] += entry.seconds
-    line["exposed_seconds"] += entry.exposed_seconds
-  if not timed:
-    for line in lines.values():
-      line["seconds"] = line["exposed_seconds"] = None
-  return sorted(lines.values(), key=lambda line: (-(line["exposed_seconds"] or 0), -line["bytes"]))
-
-
 def warnings(
-  plan: Mapping[str, Any], config: PretrainConfig, program: Program, step: Estimate
+  plan: Mapping[str, Any], config: RunConfig, program: Program, step: Estimate
 ) -> list[str]:
   """What a reader should look at before renting the cluster."""
   found = []
@@ -202,7 +164,7 @@ def warnings(
   return found
 
 
-def storage(config: PretrainConfig, program: Program, cluster: Cluster) -> dict[str, Any]:
+def storage(config: RunConfig, program: Program, cluster: Cluster) -> dict[str, Any]:
   """Checkpoints: bytes of one, how many are kept at the end, and seconds to write one."""
   devices = math.prod(program.mesh.values())
   state = sum(program.state.values()) * devices
@@ -261,7 +223,20 @@ def run(
   try:
     cluster = load_cluster(cluster_name)
     nodes = nodes or cluster.nodes
-    parsed = pretrain.parse_config(config)
+    if config["stage"] not in (*STEPS, "ppo"):
+      raise ValueError(
+        f"stage is {config['stage']!r}, which has no step to plan; {', '.join(STEPS)}, ppo have."
+      )
+    parsed = importlib.import_module(f"train.{config['stage']}").parse_config(config)
+    if config["stage"] == "ppo":
+      unknown = [name for name in ("html", "hlo") if outputs.get(name)]
+      if unknown or minutes is not None or compared:
+        raise ValueError("a plan of PPO has several programs: --json alone goes with it.")
+      plan = plan_ppo.make_plan(parsed, nodes, cluster, cache)
+      print(plan_ppo.render(plan))
+      if outputs.get("json"):
+        write_atomically(Path(outputs["json"]), json.dumps(plan, indent=2) + "\n")
+      return DONE
     if minutes is not None:
       run_search(parsed, nodes, cluster, minutes, outputs.get("html"), cache)
       return DONE

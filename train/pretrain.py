@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from data import data_log, heldout, sources
-from data.batch import empty_batch
+from data.batch import Batch, empty_batch
 from data.config import parse
 from data.loader import Loader
 from data.mixture import make_mixture, weights_of
@@ -62,7 +62,7 @@ def run(config: PretrainConfig, workdir: Path, recorder: Recorder, stop: StopReq
   stage = loop.Stage(
     specs=specs,
     loss_fn=loss_fn,
-    row=empty_batch(1, config.data.seq_len),
+    row=empty_row(config),
     make_loader=make_loader,
     progress=functools.partial(progress, mixture=mixture),
     evaluate=lambda params: (
@@ -107,6 +107,11 @@ def objective(config: PretrainConfig) -> tuple[dict, LossFn]:
     next_token_loss, config=config.model, compute=config.compute, z_loss=config.loss.z_loss
   )
   return param_specs(config.model), loss_fn
+
+
+def empty_row(config: PretrainConfig) -> Batch:
+  """One row of a batch, for its shapes."""
+  return empty_batch(1, config.data.seq_len)
 
 
 def evaluation_sets(

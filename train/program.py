@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import json
 import math
 import time
@@ -11,11 +12,10 @@ from typing import Any
 
 import jax
 
-from data.batch import empty_batch
 from model.sharding import make_mesh
-from train import deviceless, loop, pretrain, xla
+from train import deviceless, loop, xla
 from train.cluster import Cluster
-from train.config import PretrainConfig
+from train.config import RunConfig
 from train.hlo import Module
 from train.optimizer import make_optimizer
 from train.state import TrainState
@@ -53,7 +53,7 @@ MEMORY = ("argument", "output", "alias", "temp", "host_temp")
 
 
 def compile_program(
-  config: PretrainConfig, nodes: int, cluster: Cluster, cache: Path | None = None
+  config: RunConfig, nodes: int, cluster: Cluster, cache: Path | None = None
 ) -> Program:
   """Compiles the step that `train.loop` runs, from shapes alone.
 
@@ -64,20 +64,25 @@ def compile_program(
 
   Raises ValueError where the config does not fit the devices.
   """
-  count = nodes * cluster.gpus_a_node
-  on_gpu = cluster.platform == "gpu" and not deviceless.missing_packages()
-  devices = deviceless.gpu_devices(cluster, nodes) if on_gpu else virtual_devices(count)
+  devices, on_gpu = devices_of(cluster, nodes)
+  count = len(devices)
   mesh = make_mesh(config.mesh, devices)
   loop.check_sizes(config, mesh)
-  specs, loss_fn = pretrain.objective(config)
+  stage = importlib.import_module(f"train.{config.stage}")
+  if config.train.steps is None:
+    raise ValueError(
+      f"train.steps is None: the stage {config.stage!r} counts them by its data, which a plan does "
+      "not read. Set it, as --config.train.steps=300."
+    )
+  specs, loss_fn = stage.objective(config)
   optimizer = make_optimizer(config.optimizer, config.train.steps, specs)
   abstract = loop.abstract_train_state(specs, config, optimizer, mesh)
-  row = empty_batch(1, config.data.seq_len)
+  row = stage.empty_row(config)
   start = time.perf_counter()
   with jax.set_mesh(mesh):
     traced = loop.trace_step(specs, loss_fn, row, config, optimizer, abstract, mesh)
     lowered = traced.lower(lowering_platforms=("cuda",)) if on_gpu else traced.lower()
-    path = cache and cache / "programs" / f"{_key(lowered, config, cluster, on_gpu)}.json"
+    path = cache and cache / "programs" / f"{program_key(lowered, config, cluster, on_gpu)}.json"
     if path and (kept := _read(path)):
       return kept
     compiled = loop.compile_step(lowered, config)
@@ -102,11 +107,11 @@ def compile_program(
   return program
 
 
-def _resolved(config: PretrainConfig, devices: int) -> PretrainConfig:
+def _resolved(config: RunConfig, devices: int) -> RunConfig:
   return dataclasses.replace(config, mesh=config.mesh.resolve(devices))
 
 
-def _key(lowered, config: PretrainConfig, cluster: Cluster, on_gpu: bool) -> str:
+def program_key(lowered, config: RunConfig, cluster: Cluster, on_gpu: bool) -> str:
   """Of all that a program depends on: what jax hands to XLA, its options, the target, versions."""
   parts = (
     lowered.as_text(debug_info=True),  # with source lines, which the plan shows
@@ -124,6 +129,14 @@ def _read(path: Path) -> Program | None:
     return Program(**json.loads(path.read_text()))
   except (OSError, ValueError, TypeError):
     return None  # not there, or from another version
+
+
+def devices_of(cluster: Cluster, nodes: int) -> tuple[list, bool]:
+  """Devices to compile for, and whether they are the cluster's GPUs, or virtual CPU devices."""
+  on_gpu = cluster.platform == "gpu" and not deviceless.missing_packages()
+  if on_gpu:
+    return deviceless.gpu_devices(cluster, nodes), True
+  return virtual_devices(nodes * cluster.gpus_a_node), False
 
 
 def virtual_devices(count: int) -> list:
@@ -163,7 +176,7 @@ def replicated_leaves(abstract: TrainState, devices: int) -> list[tuple[str, int
   ]
 
 
-def activation_bytes(config: PretrainConfig) -> dict[str, int]:
+def activation_bytes(config: RunConfig) -> dict[str, int]:
   """Bytes of what a layer can save for the backward pass, a token, on all of the tensor axis."""
   m = config.model
   heads, groups = 2 * m.num_heads * m.head_dim, 2 * m.num_kv_heads * m.head_dim
@@ -179,13 +192,13 @@ def activation_bytes(config: PretrainConfig) -> dict[str, int]:
   }
 
 
-def tokens_a_part(config: PretrainConfig) -> float:
+def tokens_a_part(config: RunConfig) -> float:
   """Tokens of a microbatch that one device's rows have."""
   parts = config.mesh.data * config.mesh.fsdp * config.train.microbatches
   return config.data.batch_size * config.data.seq_len / parts / config.mesh.context
 
 
-def saved_bytes(config: PretrainConfig) -> float:
+def saved_bytes(config: RunConfig) -> float:
   """Bytes a device of what all layers save for the backward pass of a microbatch."""
   if config.compute.remat == "none":
     return 0.0  # all that jax's rules of differentiation want; nobody counted it

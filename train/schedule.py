@@ -9,6 +9,7 @@ collective's channels hold the rest.
 import collections
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from train.cluster import Cluster
 from train.cost import Kernel, Traffic, collective_seconds, kernel, traffic
@@ -46,8 +47,9 @@ class Estimate:
 class _Clock:
   """The two streams, and who keeps compute waiting."""
 
-  def __init__(self, module: Module, mesh_shape: Mapping[str, int], cluster: Cluster):
+  def __init__(self, module: Module, mesh_shape: Mapping[str, int], cluster: Cluster, trips: int):
     self.module, self.mesh_shape, self.cluster = module, mesh_shape, cluster
+    self.trips = trips
     self.now = self.wire_free = self.host_free = 0.0
     self.ends: dict[str, float] = {}
     self.host_ends: dict[str, float] = {}
@@ -64,9 +66,10 @@ class _Clock:
     for instruction in computation:
       if instruction.opcode == "while":
         body = self.module.computations[instruction.called("body")]
+        trips = instruction.trip_count if instruction.has_trip_count else self.trips
         if not instruction.has_trip_count:
           self.unknown_loops.add(instruction.name)
-        for _ in range(instruction.trip_count):
+        for _ in range(trips):
           self.run(body)
       elif instruction.opcode == "conditional":
         self._branch(instruction)
@@ -155,15 +158,18 @@ def _named(instruction: Instruction, computation: Computation) -> Instruction:
   return operand
 
 
-def estimate(module: Module, mesh_shape: Mapping[str, int], cluster: Cluster) -> Estimate:
+def estimate(
+  module: Module, mesh_shape: Mapping[str, int], cluster: Cluster, trips: int = 1
+) -> Estimate:
   """Walks the program once, loops as often as they run.
 
   Args:
     module: the parsed text of a program compiled for GPUs.
     mesh_shape: sizes of the mesh's axes in their order, whose product is the partitions.
     cluster: what the constants are of.
+    trips: how often a loop runs that does not say it.
   """
-  clock = _Clock(module, mesh_shape, cluster)
+  clock = _Clock(module, mesh_shape, cluster, trips)
   clock.run(module.entry)
   return Estimate(
     waterfall=dict(clock.waterfall),
@@ -173,6 +179,38 @@ def estimate(module: Module, mesh_shape: Mapping[str, int], cluster: Cluster) ->
     host_bytes=clock.host_bytes,
     unknown_loops=len(clock.unknown_loops),
   )
+
+
+def collectives(step: Estimate, timed: bool) -> list[dict[str, Any]]:
+  """A line for each kind of traffic from one place, the most exposed first; bytes of one step."""
+  lines: dict[tuple, dict[str, Any]] = {}
+  for entry in step.collectives:
+    t = entry.traffic
+    where = entry.source or entry.op_name.rsplit("/", 1)[0]
+    backward = "transpose(" in entry.op_name
+    line = lines.setdefault(
+      (t, where, backward),
+      {
+        "op": t.op,
+        "bytes": 0,
+        "dtype": t.dtype,
+        "axis": t.axis,
+        "link": t.link,
+        "count": 0,
+        "seconds": 0.0,
+        "exposed_seconds": 0.0,
+        "source": where,
+        "backward": backward,
+      },
+    )
+    line["count"] += entry.count
+    line["bytes"] += entry.count * t.nbytes
+    line["seconds"] += entry.seconds
+    line["exposed_seconds"] += entry.exposed_seconds
+  if not timed:
+    for line in lines.values():
+      line["seconds"] = line["exposed_seconds"] = None
+  return sorted(lines.values(), key=lambda line: (-(line["exposed_seconds"] or 0), -line["bytes"]))
 
 
 def sensitivity(
