@@ -115,6 +115,12 @@ def test_gemm_efficiency_by_shape(cluster):
   assert efficiency(128, 256, 8192) < 0.02  # one tile, one processor of 132
   assert efficiency(128 * 13, 256 * 11, 8192) < efficiency(128 * 12, 256 * 11, 8192)  # a 2nd wave
   assert max(efficiency(2**i, 2**14, 2**15) for i in range(8, 16)) <= 0.76
+  # Of few rows the products' bytes decide, and they take longer than its FLOPs at the full rate.
+  for rows in (1, 32, 64):
+    gemm = Gemm(1, rows, 8192, 8192)
+    bandwidth = cluster.facts["hbm_bytes_per_second"] * cluster.constants["hbm_efficiency"]
+    assert gemm_seconds(gemm, cluster) < 2 * 8192 * 8192 / bandwidth
+    assert gemm_seconds(gemm, cluster) < gemm_seconds(Gemm(1, 65, 8192, 8192), cluster)
 
 
 def test_collectives_by_link_size_and_latency(cluster):

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from configs import ppo_37b, reward_37b, sft_37b
-from model.params import count
+from model.params import count, flops_per_token
 from model.sharding import MeshConfig, make_mesh
 from tests.tiny import get_config as tiny
 from train import dpo, hlo, plan, plan_ppo, ppo, reward, sft
@@ -64,6 +64,10 @@ def test_the_step_of_a_supervised_stage_is_planned(stage, on_cpu):
   assert program.state["opt_state"] == pytest.approx(2 * program.state["params"], rel=0.01)
   assert any(op == "all-gather" and axis == "fsdp" for op, _, axis in sent(found))
   assert found["steps"] == config.train.steps and found["memory"]["peak_bytes"] is None
+  whole = 6 * config.model.vocab_size * config.model.d_model
+  assert flops_per_token(config.model, 64)[0] - found["flops_per_token"] == (
+    whole if stage == "reward" else 0
+  )
   # A reward model has its three heads, and no output projection to the vocabulary.
   assert ("heads" in specs) == (stage == "reward") == ("unembedding_DV" not in specs)
   assert specs["heads"]["bias_S"].shape == (3,) if stage == "reward" else True

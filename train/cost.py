@@ -19,6 +19,7 @@ FREE = {
   "replica-id", "opt-barrier", "optimization-barrier", "async-update", "domain", "iota",
 }  # fmt: skip
 TILE_M, TILE_N = 128, 256  # of a large GEMM on Hopper
+SKINNY = 64  # rows up to which kernels split the contraction over all processors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +114,13 @@ class Gemm:
 def gemm_seconds(gemm: Gemm, cluster: Cluster) -> float:
   """By waves of output tiles over the processors, and by the depth of the contraction.
 
-  The curve is 1 at 8192 x 8192 x 8192, where `gemm_efficiency` holds.
+  The curve is 1 at 8192 x 8192 x 8192, where `gemm_efficiency` holds. A product with so few rows
+  that it streams its other matrix, as in decoding, is at that rate: its bytes take longer, and are
+  what `kernel` counts.
   """
   c, sms = cluster.constants, cluster.facts["streaming_multiprocessors"]
+  if min(gemm.m, gemm.n) <= SKINNY:
+    return gemm.flops / (cluster.peak_flops * c["gemm_efficiency"])
 
   def curve(batch, m, n, k):
     tiles = batch * min(

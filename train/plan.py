@@ -50,7 +50,7 @@ def make_plan(config: RunConfig, program: Program, cluster: Cluster) -> dict[str
   module = hlo.parse(program.text)
   devices = math.prod(program.mesh.values())
   tokens = config.data.batch_size * config.data.seq_len
-  causal, _ = flops_per_token(config.model, config.data.seq_len)
+  causal, _ = step_flops(config)
   step = estimate(module, program.mesh, cluster)
   timed_here = program.on_gpu or cluster.platform == "cpu"  # it knows the kernels
   plan = {
@@ -94,11 +94,18 @@ TIMED = (
 )  # fmt: skip
 
 
+def step_flops(config: RunConfig) -> tuple[float, float]:
+  """Of a token, causal and full; a reward model has no output projection."""
+  unused = 6.0 * config.model.vocab_size * config.model.d_model * (config.stage == "reward")
+  causal, full = flops_per_token(config.model, config.data.seq_len)
+  return causal - unused, full - unused
+
+
 def timing(config: RunConfig, step: Estimate, devices: int, cluster: Cluster) -> dict[str, Any]:
   """Utilization, and what the whole run takes, by the estimate of one step."""
   seconds, facts = step.seconds, cluster.facts
   tokens = config.data.batch_size * config.data.seq_len
-  causal, full = flops_per_token(config.model, config.data.seq_len)
+  causal, full = step_flops(config)
   peak = cluster.peak_flops * devices
   hours = seconds * config.train.steps / 3600
   watts = facts["watts_a_gpu"] * facts["power_usage_effectiveness"]

@@ -32,6 +32,7 @@ from train import hlo, ppo, reward_model
 from train.cluster import Cluster, range_ends
 from train.experience import make_gather, make_measure, make_prepare
 from train.iteration import CRITIC, POLICY, Models, make_update
+from train.plan_text import duration
 from train.ppo_config import PPOConfig
 from train.program import MEMORY, devices_of, program_key, state_bytes
 from train.schedule import collectives, estimate
@@ -311,7 +312,7 @@ def render(plan: Mapping[str, Any]) -> str:
     lines += [
       "",
       f"{plan['samples_per_second']:.1f} responses/s, {plan['utilization']:.1%} of the peak in "
-      f"use; {plan['iterations']:,} iterations in {plan['days']:.1f} days, "
+      f"use; {plan['iterations']:,} iterations in {duration(plan['days'])}, "
       f"{plan['gpu_hours']:,.0f} GPU-hours",
     ]
   lines += ["", "The largest collectives, GB a run"]

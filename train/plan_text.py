@@ -65,7 +65,7 @@ def _render_times(plan: Mapping[str, Any]) -> list[str]:
     "",
     f"MFU {plan['mfu_causal']:.1%} causal, {plan['mfu_full']:.1%} full; hardware "
     f"{plan['hfu']:.1%}; {plan['tokens_per_sec_per_gpu']:,.0f} tokens/s a GPU",
-    f"{plan['steps']:,} steps in {plan['days']:.1f} days: {plan['gpu_hours']:,.0f} GPU-hours, "
+    f"{plan['steps']:,} steps in {duration(plan['days'])}: {plan['gpu_hours']:,.0f} GPU-hours, "
     f"{plan['energy_mwh']:,.0f} MWh, {plan['co2_tonnes']:,.0f} t CO2 "
     f"({plan['country']}), ${plan['dollars']:,.0f}",
     "",
@@ -74,6 +74,13 @@ def _render_times(plan: Mapping[str, Any]) -> list[str]:
   for name, (less, more) in plan["sensitivity"].items():
     lines.append(f"  {name:<28}{less['mfu_causal']:>8.1%}{more['mfu_causal']:>8.1%}")
   return lines
+
+
+def duration(days: float) -> str:
+  """Days, or of less than one the hours or minutes."""
+  if days >= 1:
+    return f"{days:.1f} days"
+  return f"{24 * days:.1f} hours" if days >= 1 / 24 else f"{24 * 60 * days:.0f} minutes"
 
 
 def _number(value: float | None, digits: int) -> str:
