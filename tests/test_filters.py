@@ -1,6 +1,7 @@
 """The published quality rules: every reason by hand, and the decisions of datatrove."""
 
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -288,7 +289,7 @@ def test_decisions_on_web_text_agree_with_datatrove():
 
   path = pathlib.Path(os.environ["STRAITS_TEST_DATA"]) / "corpus/web/c4_minimal.jsonl"
   with path.open(encoding="utf-8") as file:
-    texts = [json.loads(line)["text"] for line in file]
+    texts = [json.loads(line)["text"] for line in itertools.islice(file, 300)]
   equal = total = 0
   for text in texts:
     for name, reason in decisions(text).items():
