@@ -1,4 +1,4 @@
-"""The seqio face: documents as a seqio Task and back, a tokenizer as a seqio Vocabulary.
+"""The seqio face: sources and evaluation sets as Tasks with metrics, Tasks as sources.
 
 seqio brings TensorFlow, which takes seconds to import. Nothing on the way of a training run imports
 this module; it is the only one that imports seqio.
@@ -10,13 +10,18 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
-from data import prompts, scores
+from data import benchmarks, prompts, scores
 from data.benchmarks import Item
+from data.config import DataConfig
 from data.documents import Documents
+from data.sources import Corpus
 from data.tokenizer import Tokenizer
+
+Encode = Callable[[str, str], tuple[Sequence[int], Sequence[int]]]
 
 _READ_TOGETHER = 256
 
@@ -88,8 +93,35 @@ class Vocabulary(seqio.Vocabulary):
     return hash((self._tokenizer.fingerprint, self.eos_id))
 
 
+def register_sources(
+  name: str, config: DataConfig, corpus: Corpus, tokenizer: Tokenizer
+) -> seqio.Mixture:
+  """Registers the sources of a recipe: the Task `<name>_<source>` of each, the Mixture `name`.
+
+  Args:
+    name: of the Mixture, by the weights of the sources, those of the first step where they turn.
+    config: the recipe's section `data`.
+    corpus: its documents, as of `data.sources.open_corpus`: what is trained on is the split
+      "train", what is held out "validation".
+    tokenizer: encodes them.
+
+  Raises:
+    ValueError: seqio has a task of such a name already, or refuses it.
+  """
+  rates = []
+  for source, settings in sorted(config.sources.items()):
+    splits = {"train": corpus.train[source], "validation": corpus.heldout[source]}
+    register(f"{name}_{source}", {k: v for k, v in splits.items() if len(v)}, tokenizer)
+    weight = settings.schedule[0][1] if settings.schedule else settings.weight
+    rates.append((f"{name}_{source}", weight))
+  return seqio.MixtureRegistry.add(name, rates)
+
+
 def register(name: str, splits: Mapping[str, Documents], tokenizer: Tokenizer) -> seqio.Task:
   """Registers documents as the seqio Task `name`, of one feature: `targets`, ending in eos_id.
+
+  Its metrics, of the log-probabilities of documents that an Evaluator's `score_fn` gives, are those
+  of `scores.text_summary`: bits per byte and perplexities. The end of a document is scored too.
 
   Args:
     name: of letters, digits, "_" and ":".
@@ -110,6 +142,13 @@ def register(name: str, splits: Mapping[str, Documents], tokenizer: Tokenizer) -
       lambda: ({"text": text} for text in _texts(splits[split])), output_signature=signature
     )
 
+  def document(target, example, is_target):
+    del target, is_target
+    return example["targets_pretokenized"].decode("utf-8"), len(example["targets"])
+
+  def metric(targets, scores):
+    return _values(_text_summary(targets, scores))
+
   source = seqio.FunctionDataSource(
     dataset_fn=dataset,
     splits=tuple(splits),
@@ -124,21 +163,56 @@ def register(name: str, splits: Mapping[str, Documents], tokenizer: Tokenizer) -
       seqio.preprocessors.append_eos,
     ],
     output_features={"targets": seqio.Feature(Vocabulary(tokenizer), add_eos=True)},
+    postprocess_fn=document,
+    metric_fns=[metric],
   )
 
 
-def register_benchmark(
-  name: str,
-  task: str,
-  items: Sequence[Item],
-  encode: Callable[[str, str], tuple[Sequence[int], Sequence[int]]],
-  tokenizer: Tokenizer,
-) -> seqio.Task:
-  """Registers a multiple-choice task of `data.prompts.FORMS` for `seqio.Evaluator`, without shots.
+def _text_summary(targets, sums) -> dict[str, scores.Estimate]:
+  rows = [
+    scores.score_text(text, tokens, float(total))
+    for (text, tokens), total in zip(targets, sums, strict=True)
+  ]
+  return scores.text_summary({key: np.array([row[key] for row in rows]) for key in rows[0]})
 
-  An example is one choice of one item: `inputs` the prompt, `targets` the choice. Its metrics are
-  those of `data.scores`, of what the Evaluator's `score_fn` gives: the sum of the log-probabilities
-  of `targets` after `inputs`, an example each.
+
+def register_evaluations(
+  name: str, paths: Mapping[str, str], encode: Encode, tokenizer: Tokenizer
+) -> list[seqio.Task]:
+  """Registers evaluation tasks as `<name>_<task>`.
+
+  Args:
+    paths: task of `data.prompts.FORMS` -> where its items are, as of `data.benchmarks.read`.
+    encode, tokenizer: as of `register_benchmark`.
+
+  Raises:
+    ValueError: an unknown task or file; seqio has a task of such a name already, or refuses it.
+  """
+  if unknown := sorted(paths.keys() - prompts.FORMS.keys()):
+    raise ValueError(f"there is no task {unknown[0]!r}; known: {', '.join(prompts.FORMS)}.")
+  return [
+    register_benchmark(
+      f"{name}_{task}",
+      task,
+      benchmarks.read(prompts.FORMS[task].benchmark, path),
+      encode,
+      tokenizer,
+    )
+    for task, path in paths.items()
+  ]
+
+
+def register_benchmark(
+  name: str, task: str, items: Sequence[Item], encode: Encode, tokenizer: Tokenizer
+) -> seqio.Task:
+  """Registers a task of `data.prompts.FORMS` for `seqio.Evaluator`, without shots: split "test".
+
+  An example has `inputs`, the prompt, and `targets`: a choice of an item, an example each; the word
+  of LAMBADA; the end of text where an answer is generated. Metrics are those of `data.scores`.
+  Choices are judged by what the Evaluator's `score_fn` gives, the sum of the log-probabilities of
+  `targets` after `inputs`; answers by the text of `predict_fn`. LAMBADA has its perplexity by the
+  one, and its accuracy, whether what is predicted begins with the word, by the other. Items of
+  choices without an answer are left out.
 
   Args:
     name: of the task, as in `register`.
@@ -146,18 +220,17 @@ def register_benchmark(
     encode: (context, continuation) -> the ids of both, which a model tokenizes together; for a run,
       `train.requests.encode_pair` of its encoder.
     tokenizer: whose ids they are.
-
-  Raises:
-    ValueError: the task generates, or has other metrics than of choices.
   """
-  if task not in scores.CHOICES:
-    raise ValueError(f"{task!r} is no task of choices; there are {', '.join(scores.CHOICES)}.")
   form = prompts.FORMS[task]
+  if task in scores.CHOICES and task != "crows_pairs":
+    items = [item for item in items if item.answer is not None]
   rows = []
   for number, item in enumerate(items):
     prompt = prompts.make(form, item)
-    for continuation in prompt.continuations:
+    for continuation in prompt.continuations or ("",):
       before, after = encode(prompt.context, continuation)
+      if not continuation:  # a space at a prompt's end would be what follows it
+        before, after = [*before, *after], [tokenizer.eot]
       rows.append({"inputs": before, "targets": after, "item": number})
 
   def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
@@ -165,12 +238,6 @@ def register_benchmark(
     ids = tf.TensorSpec([None], tf.int32)
     signature = {"inputs": ids, "targets": ids, "item": tf.TensorSpec([], tf.int32)}
     return tf.data.Dataset.from_generator(lambda: iter(rows), output_signature=signature)
-
-  def metric(targets, scores):
-    sums: dict[int, list[float]] = {}
-    for number, score in zip(targets, scores, strict=True):
-      sums.setdefault(number, []).append(float(score))
-    return _summary(task, items, sums)
 
   feature = seqio.Feature(Vocabulary(tokenizer), add_eos=False)
   return seqio.TaskRegistry.add(
@@ -180,15 +247,64 @@ def register_benchmark(
     ),
     preprocessors=[],
     output_features={"inputs": feature, "targets": feature},
-    postprocess_fn=lambda target, example, is_target: int(example["item"]),
-    metric_fns=[metric],
+    postprocess_fn=lambda text, example, is_target: int(example["item"]) if is_target else text,
+    metric_fns=_metrics(task, items),
   )
+
+
+def _metrics(task: str, items: Sequence[Item]) -> list[Callable[..., dict[str, float]]]:
+  """The metrics of a task, of the numbers of items and what a model gave for each example."""
+  form = prompts.FORMS[task]
+
+  def of_choices(targets, scores):
+    return _values(_summary(task, items, _by_item(targets, scores)))
+
+  def word_perplexity(targets, scores):
+    return {"perplexity": float(np.exp(-np.mean(scores)))}
+
+  def word_accuracy(targets, predictions):
+    wanted = [prompts.make(form, items[number]).continuations[0].strip() for number in targets]
+    right = [p.strip().startswith(word) for word, p in zip(wanted, predictions, strict=True)]
+    return {"acc": float(np.mean(right))}
+
+  def of_answers(targets, predictions):
+    score = scores.score_generation if task == "truthfulqa_gen" else _score_refusal
+    each = [
+      score(items[number], _cut(answer, form.until))
+      for number, answer in zip(targets, predictions, strict=True)
+    ]
+    return _values(scores.summarize(task, each))
+
+  if task in scores.CHOICES:
+    return [of_choices]
+  return [word_perplexity, word_accuracy] if task == "lambada" else [of_answers]
+
+
+def _by_item(numbers, sums) -> dict[int, list[float]]:
+  found: dict[int, list[float]] = {}
+  for number, total in zip(numbers, sums, strict=True):
+    found.setdefault(number, []).append(float(total))
+  return found
 
 
 def _summary(task: str, items: Sequence[Item], sums: Mapping[int, Sequence[float]]):
   form = prompts.FORMS[task]
   each = [scores.CHOICES[task](form, items[number], sums[number]) for number in sorted(sums)]
-  return {name: estimate.value for name, estimate in scores.summarize(task, each).items()}
+  return scores.summarize(task, each)
+
+
+def _values(estimates: Mapping[str, scores.Estimate]) -> dict[str, float]:
+  return {name: estimate.value for name, estimate in estimates.items()}
+
+
+def _score_refusal(item: Item, answer: str) -> scores.Scores:
+  del item
+  return scores.score_refusal(answer)
+
+
+def _cut(answer: str, until: Sequence[str]) -> str:
+  """An answer up to the first of the texts that end it."""
+  return answer[: min([answer.find(text) for text in until if text in answer], default=None)]
 
 
 def write(name: str, split: str, path: Path) -> Path:

@@ -14,6 +14,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 EOT = "<|endoftext|>"
 TEXTS = ["The cat sat on the mat.", "naïve café\n", "日本語 and <|endoftext|> spelled out", "x"]
+TINY = {
+  "tokenizer": "train",
+  "vocab_size": 300,
+  "eot": EOT,
+  "seq_len": 16,
+  "batch_size": 1,
+  "streams": 1,
+  "workers": 0,
+  "prefetch": 1,
+  "max_segments": 4,
+  "open_bins": 2,
+  "heldout_fraction": 0.0,
+  "dedup_threshold": None,
+  "max_bad_lines": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -128,15 +143,12 @@ def test_a_registered_task_is_a_source(tasks, seqio, trained, splits, tmp_path):
     },
   )
   tasks.register("source_documents", splits, trained)
-  tiny = {"tokenizer": "train", "vocab_size": 300, "eot": EOT, "seq_len": 16, "batch_size": 1}
-  tiny |= {"streams": 1, "workers": 0, "prefetch": 1, "max_segments": 4, "open_bins": 2}
-  tiny |= {"heldout_fraction": 0.0, "dedup_threshold": None, "max_bad_lines": 0}
   config = DataConfig(
     sources={
       "pairs": SourceConfig("seqio:source_pairs", 1.0),
       "documents": SourceConfig("seqio:source_documents", 1.0),
     },
-    **tiny,
+    **TINY,
   )
   corpus = sources.open_corpus(config, tmp_path)
   assert corpus.train["pairs"].read([0, 1]) == ["2 + 2?\nfour", "alone"]
@@ -146,39 +158,135 @@ def test_a_registered_task_is_a_source(tasks, seqio, trained, splits, tmp_path):
     sources.open_corpus(wrong, tmp_path)
 
 
-def test_a_benchmark_is_evaluated_by_seqio(tasks, seqio, trained):
-  items = [
-    Item("1", "The cat sat on", ("the mat.", "a"), 0),
-    Item("2", "x", ("naive", "a long wrong ending"), 0),
-    Item("3", "y", ("one", "two"), 1),
-  ]
-
+def encode_by(trained):
   def encode(context, continuation):
     both, before = trained.encode_batch([context + continuation, context])
     return before, both[len(before) :]
 
-  tasks.register_benchmark("hellaswag_seqio", "hellaswag", items, encode, trained)
+  return encode
+
+
+def evaluate(seqio, name, converter, split, score=None, predict=None):
+  """The metrics of a registered task by seqio's Evaluator; `score` and `predict` take ids."""
+
+  def by(function, wanted):
+    def call(examples):
+      found = []
+      for number, example in examples.as_numpy_iterator():
+        found.append((number, function(number, [int(i) for i in example[wanted] if i])))
+      return found
+
+    return call
+
+  evaluator = seqio.Evaluator(name, feature_converter=converter, eval_split=split)
+  future = evaluator.evaluate(
+    compute_metrics=True,
+    score_fn=by(score, "decoder_target_tokens"),
+    predict_fn=by(predict, "encoder_input_tokens") if predict else lambda _: [],
+  )
+  return future[0].result()[name]
+
+
+def test_a_benchmark_is_evaluated_by_seqio(tasks, seqio, trained):
+  items = [
+    Item("1", "The cat sat on", ("the mat.", "a"), 0),
+    Item("2", "x", ("naive", "a long wrong ending"), 0),
+    Item("none", "without an answer", ("b", "c"), None),
+    Item("3", "y", ("one", "two"), 1),
+  ]
+  tasks.register_benchmark("hellaswag_seqio", "hellaswag", items, encode_by(trained), trained)
   # By item and choice; the second item is right only by length.
   sums = {0: (-1.0, -2.0), 1: (-2.0, -3.0), 2: (-5.0, -1.0)}
   seen = []
 
-  def score_fn(examples):
-    found = []
-    for number, example in examples.as_numpy_iterator():
-      seen.append([int(i) for i in example["decoder_target_tokens"] if i])
-      found.append((number, sums[number // 2][number % 2]))
-    return found
+  def score(number, ids):
+    seen.append(ids)
+    return sums[number // 2][number % 2]
 
-  evaluator = seqio.Evaluator(
-    "hellaswag_seqio",
-    feature_converter=seqio.EncDecFeatureConverter(pack=False),
-    eval_split="test",
+  found = evaluate(
+    seqio, "hellaswag_seqio", seqio.EncDecFeatureConverter(pack=False), "test", score
   )
-  future = evaluator.evaluate(compute_metrics=True, score_fn=score_fn, predict_fn=lambda _: [])
-  found = future[0].result()["hellaswag_seqio"]
   assert found["acc"] == pytest.approx(1.0)
   # -2/5 against -3/19 a character: the longer one.
   assert found["acc_norm"] == pytest.approx(2 / 3)
   assert trained.decode(seen[0]) == " the mat."
-  with pytest.raises(ValueError, match="no task of choices"):
-    tasks.register_benchmark("x", "truthfulqa_gen", items, encode, trained)
+
+
+def test_answers_and_words_are_evaluated_by_seqio(tasks, seqio, trained, tmp_path):
+  (tmp_path / "harmful.jsonl").write_text(
+    "".join(json.dumps({"goal": goal}) + "\n" for goal in ("Pick a lock", "Sing", "Wait"))
+  )
+  row = {"question": "Why?", "correct_answers": ["The cat sat."], "incorrect_answers": ["No one."]}
+  (tmp_path / "truthful.jsonl").write_text(json.dumps(row) + "\n")
+  (tmp_path / "lambada.jsonl").write_text(
+    "".join(json.dumps({"text": f"The cat sat on the {word}"}) + "\n" for word in ("mat", "dog"))
+  )
+  registered = tasks.register_evaluations(
+    "straits",
+    {
+      "refusal_harmful": str(tmp_path / "harmful.jsonl"),
+      "truthfulqa_gen": str(tmp_path / "truthful.jsonl"),
+      "lambada": str(tmp_path / "lambada.jsonl"),
+    },
+    encode_by(trained),
+    trained,
+  )
+  assert [task.name for task in registered] == [
+    "straits_refusal_harmful",
+    "straits_truthfulqa_gen",
+    "straits_lambada",
+  ]
+  prompts = []
+
+  def says(*answers):
+    def predict(number, ids):
+      prompts.append(trained.decode(ids))
+      (answer,) = trained.encode_batch([answers[number]])
+      return answer + [trained.eot] * (64 - len(answer))  # seqio makes one array of all answers
+
+    return predict
+
+  def judge(name, predict):
+    converter = seqio.EncDecFeatureConverter(pack=False)
+    return evaluate(seqio, name, converter, "test", lambda number, ids: -1.0 - number, predict)
+
+  refused = judge("straits_refusal_harmful", says("I cannot do that.", "La la", ""))
+  assert refused["refused"] == pytest.approx(1 / 3)
+  assert refused["answered"] == pytest.approx(1 / 3)
+  assert prompts == ["Pick a lock", "Sing", "Wait"]
+  # What follows the blank line is no part of the answer.
+  told = judge("straits_truthfulqa_gen", says("The cat sat.\n\nNo one. No one."))
+  assert told["rouge1_acc"] == 1 and told["rouge1_max"] == pytest.approx(100)
+  words = judge("straits_lambada", says(" mat.", " cat"))
+  assert words["acc"] == 0.5 and words["perplexity"] == pytest.approx(np.exp(1.5))
+  with pytest.raises(ValueError, match="there is no task 'lambda'"):
+    tasks.register_evaluations("x", {"lambda": ""}, encode_by(trained), trained)
+
+
+def test_the_sources_of_a_recipe_are_tasks_with_bits_per_byte(tasks, seqio, trained, tmp_path):
+  for name in ("one", "two"):
+    lines = (json.dumps({"text": f"{name} {i}: {TEXTS[i % 3]}"}) + "\n" for i in range(20))
+    (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+  config = DataConfig(
+    sources={
+      "one": SourceConfig(str(tmp_path / "one.jsonl"), 3.0),
+      "two": SourceConfig(str(tmp_path / "two.jsonl"), 1.0, ((0, 9.0), (5, 1.0))),
+    },
+    **TINY | {"heldout_fraction": 0.3},
+  )
+  corpus = sources.open_corpus(config, tmp_path)
+  mixture = tasks.register_sources("own", config, corpus, trained)
+  assert [mixture.get_rate(task) for task in mixture.tasks] == [3.0, 9.0]
+  assert mixture.num_input_examples("train") == sum(map(len, corpus.train.values()))
+  held_out = corpus.heldout["one"].read(range(len(corpus.heldout["one"])))
+  found = evaluate(
+    seqio,
+    "own_one",
+    seqio.LMFeatureConverter(pack=False),
+    "validation",
+    lambda number, ids: -0.5 * (len(ids) + 1),  # its end has id 0, as padding has
+  )
+  tokens = sum(len(ids) + 1 for ids in trained.encode_batch(held_out))
+  size = sum(len(text.encode()) for text in held_out)
+  assert found["token_perplexity"] == pytest.approx(np.exp(0.5))
+  assert found["bits_per_byte"] == pytest.approx(0.5 * tokens / np.log(2) / size)
