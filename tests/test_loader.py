@@ -305,7 +305,12 @@ def test_a_cursor_is_small_and_tells_the_progress(run, straight):
   for cursor in cursors.values():
     references = [r for row in cursor["bins"] for r in row]
     assert len(cursor["bins"]) <= config.open_bins
-    assert len(json.dumps(cursor["bins"])) < 64 * max(len(references), 1)
+    assert len(json.dumps(cursor["bins"])) < 32 * max(len(references), 1)
+  # All of the cursor, where bins hold about as many documents as in a recipe: below 64 bytes a
+  # reference, with room for positions of ten digits.
+  for cursor in read(run, steps=2, seq_len=480, open_bins=16, max_segments=32)[1][-1].values():
+    references = sum(map(len, cursor["bins"]))
+    assert len(json.dumps(cursor)) + 10 * references < 64 * references
   progress = streams.progress(cursors, mixture)
   taken = sum(cursor["positions"][2] for cursor in cursors.values())
   assert progress["epoch/tiny"] == pytest.approx(taken / len(mixture.documents[2]), abs=1e-4)
