@@ -40,6 +40,7 @@ def derived(config: ConfigDict, folder: str, source: dict) -> ConfigDict:
     "too_long": "drop",
     "dedup_threshold": placeholder(float),
     "leaks": {},
+    "buckets": (),
     "refuse": (),
   }
   config.loss.neftune_alpha = 0.0

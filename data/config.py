@@ -216,12 +216,15 @@ class InstructionConfig(ChatDataConfig):
       drops the same ones only.
     leaks: evaluation set, by its name in `data.benchmarks` -> where it is; what holds a run of
       words of an item goes.
+    buckets: lengths of rows in ascending order, up to seq_len, of which each is a divisor: a batch
+      has conversations of about one length, in batch_size * seq_len places; empty for packed rows.
   """
 
   sources: dict[str, str]
   too_long: str
   dedup_threshold: float | None
   leaks: dict[str, str]
+  buckets: tuple[int, ...]
 
   def __post_init__(self):
     super().__post_init__()
@@ -229,6 +232,15 @@ class InstructionConfig(ChatDataConfig):
       raise ValueError("data.sources is empty; name at least one source of conversations.")
     if self.too_long not in ("drop", "truncate"):
       raise ValueError(f"data.too_long={self.too_long!r}; it must be 'drop' or 'truncate'.")
+    ascending = (
+      self.buckets == tuple(sorted(set(self.buckets))) and min(self.buckets, default=1) > 0
+    )
+    divide = ascending and not any(self.seq_len % length for length in self.buckets)
+    if self.buckets and not (divide and self.buckets[-1] == self.seq_len):
+      raise ValueError(
+        f"data.buckets={self.buckets} must be ascending divisors of data.seq_len={self.seq_len}, "
+        "and end with it; or () for packed rows."
+      )
     if self.dedup_threshold is not None and not 0.5 <= self.dedup_threshold <= 1:
       raise ValueError(
         f"data.dedup_threshold={self.dedup_threshold} must be in [0.5, 1], or null to keep all."

@@ -1,8 +1,9 @@
 """Tokenized examples with a mask, packed into rows without a cut, for any number of epochs.
 
 The rows of an epoch are one packing of the lengths, best fit by decreasing length, which the
-examples fill in another order each epoch; so every epoch has as many rows. Batch n is a pure
-function of the examples, the sizes, the seed and n.
+examples fill in another order each epoch; so every epoch has as many rows. With buckets, examples
+of about one length make a batch, of more rows where these are shorter. Batch n is a pure function
+of the examples, the sizes, the seed and n.
 """
 
 import bisect
@@ -104,14 +105,94 @@ class Epochs:
     return [int(self._order[slot]) for slot in self._slots[self._rows[place]]]
 
 
+class Packed:
+  """Batches of `batch_size` packed rows of `seq_len`, one epoch after the other without a gap.
+
+  Attributes:
+    batches_an_epoch: a fraction, where an epoch ends inside a batch.
+    filled: the share of the places that are not padding.
+    lengths: of rows, that a batch may have.
+    name: what distinguishes these batches from others of the same examples.
+  """
+
+  def __init__(
+    self, lengths: Sequence[int], seq_len: int, batch_size: int, max_segments: int, seed: int
+  ):
+    self._epochs = Epochs(lengths, seq_len, max_segments, seed)
+    self._size, self.lengths = batch_size, (seq_len,)
+    rows = self._epochs.rows_an_epoch
+    self.batches_an_epoch = rows / batch_size
+    self.filled = sum(lengths) / (rows * seq_len)
+    self.name = f"{seq_len}/{rows}"
+
+  def batch(self, number: int) -> tuple[int, list[list[int]]]:
+    """The length of its rows, and the examples' indices in each of them."""
+    first = number * self._size
+    (length,) = self.lengths
+    return length, [self._epochs.row(first + row) for row in range(self._size)]
+
+
+class Buckets:
+  """Batches of one token budget: `batch_size` rows of the last length, or more shorter ones.
+
+  An example goes to the shortest rows that hold it, so that a batch has examples of about one
+  length. Every epoch has each example once, and the batches of all lengths in random order; the
+  last one of a length may lack rows. Attributes are those of `Packed`.
+
+  Args:
+    lengths: of the examples; none is more than the last of `row_lengths`.
+    row_lengths: ascending; each divides the last one.
+    batch_size: rows of the last length.
+    max_segments, seed: as of `Epochs`; examples share a row where two fit, in the shortest ones.
+  """
+
+  def __init__(
+    self,
+    lengths: Sequence[int],
+    row_lengths: Sequence[int],
+    batch_size: int,
+    max_segments: int,
+    seed: int,
+  ):
+    budget = batch_size * row_lengths[-1]
+    places = [bisect.bisect_left(row_lengths, length) for length in lengths]
+    self._seed, self._order = seed, (-1, np.zeros(0, int))
+    self._members, self._epochs, self._rows, self._batches = [], [], [], []
+    self.lengths = tuple(row_lengths)
+    for bucket, row_length in enumerate(row_lengths):
+      members = [i for i, place in enumerate(places) if place == bucket]
+      epochs = Epochs([lengths[i] for i in members], row_length, max_segments, seed)
+      rows = budget // row_length
+      self._members.append(members)
+      self._epochs.append(epochs)
+      self._rows.append(rows)
+      self._batches += [(bucket, first) for first in range(0, epochs.rows_an_epoch, rows)]
+    self.batches_an_epoch = len(self._batches)
+    self.filled = sum(lengths) / (budget * len(self._batches))
+    counts = "+".join(str(epochs.rows_an_epoch) for epochs in self._epochs)
+    self.name = f"{'+'.join(map(str, row_lengths))}/{counts}"
+
+  def batch(self, number: int) -> tuple[int, list[list[int]]]:
+    """The length of its rows, and the examples' indices in each of them; the last may be empty."""
+    epoch, place = divmod(number, self.batches_an_epoch)
+    if epoch != self._order[0]:
+      rng = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
+      self._order = epoch, rng.permutation(self.batches_an_epoch)
+    bucket, first = self._batches[self._order[1][place]]
+    epochs, members = self._epochs[bucket], self._members[bucket]
+    rows: list[list[int]] = [[] for _ in range(self._rows[bucket])]
+    for row, at in zip(rows, range(first, epochs.rows_an_epoch), strict=False):
+      row += [members[i] for i in epochs.row(epoch * epochs.rows_an_epoch + at)]
+    return self.lengths[bucket], rows
+
+
 class ExampleLoader:
   """This host's rows of each global batch of examples, with the cursor after it.
 
   Args:
     examples: all of them.
-    epochs: their rows.
-    batch_size, seq_len: of the global batch.
-    host_index, host_count: which part of its rows; host_count divides batch_size.
+    batches: of them.
+    host_index, host_count: which part of its rows; host_count divides their number.
     cursors: from which to go on; None begins at batch 0.
 
   Raises:
@@ -121,32 +202,27 @@ class ExampleLoader:
   def __init__(
     self,
     examples: Sequence[Example],
-    epochs: Epochs,
+    batches: Packed | Buckets,
     *,
-    batch_size: int,
-    seq_len: int,
     host_index: int,
     host_count: int,
     cursors: Mapping[str, dict] | None,
   ):
-    self._examples, self._epochs, self._seq_len = examples, epochs, seq_len
-    self._batch_size, self._share = batch_size, batch_size // host_count
-    self._first = host_index * self._share
-    self._fingerprint = f"{fingerprint(examples)}/{seq_len}/{epochs.rows_an_epoch}"
+    self._examples, self._batches = examples, batches
+    self._host_index, self._host_count = host_index, host_count
+    self._fingerprint = f"{fingerprint(examples)}/{batches.name}"
     self._batch = resume(cursors, self._fingerprint)
 
   def __iter__(self) -> Iterator[tuple[Batch, dict]]:
     return self
 
   def __next__(self) -> tuple[Batch, dict]:
-    first = self._batch * self._batch_size + self._first
-    rows = [
-      [self._examples[i] for i in self._epochs.row(number)]
-      for number in range(first, first + self._share)
-    ]
+    length, rows = self._batches.batch(self._batch)
+    share = len(rows) // self._host_count
+    mine = rows[self._host_index * share : (self._host_index + 1) * share]
     self._batch += 1
     cursors = {"examples": {"batch": self._batch, "fingerprint": self._fingerprint}}
-    return to_batch(rows, self._seq_len), cursors
+    return to_batch([[self._examples[i] for i in row] for row in mine], length), cursors
 
   def close(self) -> None:
     """Nothing is open."""

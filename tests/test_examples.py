@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.examples import Epochs, Example, ExampleLoader, pack, to_batch
+from data.examples import Buckets, Epochs, Example, ExampleLoader, Packed, pack, to_batch
 
-SIZES = {"batch_size": 4, "seq_len": 20}
+ROWS, LENGTH, SEED = 4, 20, 3
+BUCKETS = (5, 10, 20)
 
 
 def examples(count=37, seed=0):
@@ -20,11 +21,16 @@ def examples(count=37, seed=0):
   return made
 
 
-def loader(made, cursors=None, index=0, count=1, seed=3):
-  epochs = Epochs([e.length for e in made], 20, 5, seed)
-  return epochs, ExampleLoader(
-    made, epochs, **SIZES, host_index=index, host_count=count, cursors=cursors
-  )
+def batches_of(made, buckets=()):
+  lengths = [e.length for e in made]
+  if buckets:
+    return Buckets(lengths, buckets, ROWS, 5, SEED)
+  return Packed(lengths, LENGTH, ROWS, 5, SEED)
+
+
+def loader(made, buckets=(), cursors=None, index=0, count=1):
+  batches = batches_of(made, buckets)
+  return ExampleLoader(made, batches, host_index=index, host_count=count, cursors=cursors)
 
 
 @settings(max_examples=60, deadline=None)
@@ -55,7 +61,8 @@ def test_weights_are_the_masks_and_no_first_token_is_a_label():
 
 def test_each_epoch_has_every_example_once_in_another_order():
   made = examples()
-  epochs, _ = loader(made)
+  lengths = [e.length for e in made]
+  epochs = Epochs(lengths, LENGTH, 5, SEED)
   orders = []
   for epoch in range(3):
     rows = range(epoch * epochs.rows_an_epoch, (epoch + 1) * epochs.rows_an_epoch)
@@ -63,23 +70,53 @@ def test_each_epoch_has_every_example_once_in_another_order():
     assert sorted(seen) == list(range(len(made)))
     orders.append(seen)
   assert orders[0] != orders[1] != orders[2]
-  again, _ = loader(made)
-  assert again.row(5) == epochs.row(5)
+  assert Epochs(lengths, LENGTH, 5, SEED).row(5) == epochs.row(5)
 
 
-def test_batches_do_not_depend_on_hosts_or_restarts():
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=60), st.integers(1, 6))
+def test_buckets_hold_every_example_once_an_epoch_in_one_budget(lengths, most):
+  batches = Buckets(lengths, BUCKETS, ROWS, most, SEED)
+  for epoch in range(2):
+    seen = []
+    for number in range(epoch * batches.batches_an_epoch, (epoch + 1) * batches.batches_an_epoch):
+      length, rows = batches.batch(number)
+      assert len(rows) * length == ROWS * LENGTH and any(rows)
+      for row in rows:
+        assert sum(lengths[i] for i in row) <= length and len(row) <= most
+        # No shorter row would hold it.
+        assert all(lengths[i] > n for i in row for n in BUCKETS[: BUCKETS.index(length)])
+        seen += row
+    assert sorted(seen) == list(range(len(lengths)))
+  places = ROWS * LENGTH * batches.batches_an_epoch
+  assert batches.filled == sum(lengths) / places
+
+
+def test_batches_of_all_lengths_are_mixed_in_another_order_each_epoch():
+  made = examples(200)
+  batches = batches_of(made, BUCKETS)
+  size = batches.batches_an_epoch
+  orders = [[batches.batch(e * size + n)[0] for n in range(size)] for e in range(2)]
+  assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
+  assert set(orders[0]) == set(BUCKETS)
+  assert batches_of(made, BUCKETS).batch(size + 1) == batches.batch(size + 1)
+
+
+@pytest.mark.parametrize("buckets", [(), BUCKETS])
+def test_batches_do_not_depend_on_hosts_or_restarts(buckets):
   made = examples()
-  _, straight = loader(made)
-  batches = [next(straight) for _ in range(9)]
-  parts = [loader(made, index=i, count=2)[1] for i in range(2)]
+  straight = loader(made, buckets)
+  batches = [next(straight) for _ in range(19)]
+  parts = [loader(made, buckets, index=i, count=2) for i in range(2)]
   for batch, _ in batches:
     halves = [next(part)[0] for part in parts]
     for name, array in batch.items():
       np.testing.assert_array_equal(np.concatenate([h[name] for h in halves]), array)
-  _, resumed = loader(made, cursors=batches[5][1])
+  resumed = loader(made, buckets, cursors=batches[5][1])
   for batch, cursors in batches[6:]:
     again, there = next(resumed)
     assert there == cursors
     np.testing.assert_array_equal(again["tokens"], batch["tokens"])
-  with pytest.raises(ValueError, match="restore the files"):
-    loader(examples(seed=1), cursors=batches[5][1])
+  for other in (loader, examples(seed=1)), (loader, made):
+    with pytest.raises(ValueError, match="restore the files"):
+      other[0](other[1], () if buckets else BUCKETS, cursors=batches[5][1])

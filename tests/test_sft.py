@@ -51,8 +51,11 @@ def config_of(base, rows, **changes):
   return config.to_dict()
 
 
-def test_a_run_fine_tunes_and_goes_on_with_the_same_bits(base, rows, tmp_path, monkeypatch, capsys):
-  config = config_of(base, rows)
+@pytest.mark.parametrize("buckets", [(), (32, 64)], ids=["packed", "buckets"])
+def test_a_run_fine_tunes_and_goes_on_with_the_same_bits(
+  base, rows, tmp_path, monkeypatch, capsys, buckets
+):
+  config = config_of(base, rows, **{"data.buckets": buckets})
   assert main.run(config, tmp_path / "straight") == main.DONE
   assert "36 rows: 36 kept; dropped: none" in capsys.readouterr().out
   lines = read(tmp_path / "straight" / "metrics.jsonl")
@@ -111,6 +114,9 @@ def test_adapters_alone_are_trained_and_exported_merged(base, rows, tmp_path, mo
     ({"data.sources.main": "nowhere.jsonl"}, "matches no file"),
     ({"data.heldout_fraction": 0.0}, "no conversation is held out"),
     ({"data.too_long": "cut"}, "data.too_long='cut'"),
+    ({"data.buckets": (24, 64)}, "data.buckets=(24, 64) must be ascending divisors"),
+    ({"data.buckets": (32,)}, "and end with it"),
+    ({"data.buckets": (1, 64)}, "data.buckets=1 is not divisible by the 2 loss chunks"),
     ({"train.init_from": "nowhere"}, "holds no checkpoints"),
     ({"model.d_ff": 32}, "is of another model: leaf layers/mlp/down_FD"),
     ({"model.vocab_size": 200}, "do not belong together"),

@@ -78,15 +78,15 @@ def run(config: DpoConfig, workdir: Path, recorder: Recorder, stop: StopRequest)
       host_count=count,
     )
     batches = make_loader(cursors=None).batches_an_epoch
-    config = with_steps(config, batches * data.batch_size)
+    config = with_steps(config, batches)
     specs, loss_fn = objective(config)
     asked = prompts(held_out, template, config)
     stage = loop.Stage(
       specs=specs,
       loss_fn=loss_fn,
-      row=empty_row(config),
+      rows=(empty_row(config),),
       make_loader=lambda cursors: make_loader(cursors=cursors),
-      progress=functools.partial(progress, batch_size=1, rows_an_epoch=batches),
+      progress=functools.partial(progress, batches_an_epoch=batches),
       evaluate=lambda params: {"pairs": score(log_probs(params, held_out), held_out, config)},
       sample=functools.partial(write_answers, asked, template, config, workdir, recorder)
       if asked

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -45,7 +45,7 @@ class Stage:
   Attributes:
     specs: the parameters.
     loss_fn: the objective, as `train.step` documents it.
-    row: one row of a batch, for its shapes.
+    rows: one row of a batch, for its shapes, of each length that rows may have.
     make_loader: a loader that continues from the streams' cursors, or starts with None.
     evaluate: held-out scores, by the name of the set, of given weights.
     progress: what a training line says of the data position that cursors describe.
@@ -55,7 +55,7 @@ class Stage:
 
   specs: dict
   loss_fn: LossFn
-  row: Batch
+  rows: tuple[Batch, ...]
   make_loader: Callable[[Cursors | None], Loader]
   evaluate: Callable[[dict], dict[str, Score]]
   progress: Callable[[Cursors], dict[str, float]]
@@ -87,8 +87,13 @@ def train(
   optimizer = make_optimizer(config.optimizer, total, stage.specs)
   abstract = abstract_train_state(stage.specs, config, optimizer, mesh)
   with ledger("compile"):
-    traced = trace_step(stage.specs, stage.loss_fn, stage.row, config, optimizer, abstract, mesh)
-    step_fn = compile_step(traced.lower(), config)
+    fixed = (config, optimizer, abstract, mesh)
+    step_fns = {
+      row["tokens"].shape[1]: compile_step(
+        trace_step(stage.specs, stage.loss_fn, row, *fixed).lower(), config
+      )
+      for row in stage.rows
+    }
   checkpoints = open_checkpoints(config, workdir)
   try:
     with ledger("compile" if checkpoints.latest() is None else "checkpoint"):
@@ -106,6 +111,7 @@ def train(
         with ledger("data_wait"):
           rows, cursors = next(loader)
           batch = from_parts(rows, mesh)
+          step_fn = step_fns[rows["tokens"].shape[1]]
         state = recorder.run_step(step, step_fn, state, batch, rows, stage.progress(cursors))
         stopping = stop.wanted()
         if stopping or _due(step, config.checkpoint.every, total):
@@ -141,15 +147,18 @@ def _sample(stage: Stage, step: int, state: TrainState, total: int, recorder: Re
       stage.sample(step, state.params)
 
 
-def check_sizes(config: RunConfig, mesh: Mesh) -> None:
+def check_sizes(config: RunConfig, mesh: Mesh, buckets: Sequence[int] = ()) -> None:
   """Raises ValueError, naming both, where a size of the data is not divisible by the mesh."""
   shards, context = batch_shards(mesh), mesh.shape["context"]
   parts = shards * config.train.microbatches
+  chunks = config.compute.loss_chunks * context
   for name, size, divisor, what in (
     ("data.batch_size", config.data.batch_size, parts, "row shards x train.microbatches"),
     ("eval.batch_size", config.eval.batch_size, shards, "row shards"),
     ("data.seq_len", config.data.seq_len, context, "parts of the context axis"),
-    ("data.seq_len", config.data.seq_len, config.compute.loss_chunks * context, "loss chunks"),
+    ("data.seq_len", config.data.seq_len, chunks, "loss chunks"),
+    *(("data.buckets", length, context, "parts of the context axis") for length in buckets),
+    *(("data.buckets", length, chunks, "loss chunks") for length in buckets),
   ):
     if size % divisor:
       raise ValueError(
@@ -185,7 +194,7 @@ def trace_step(
   """The training step for the mesh, to lower and compile: where training runs, or elsewhere.
 
   It takes over the memory of the state that it is given. Call it under `jax.set_mesh(mesh)`.
-  `row` is one row of a batch, for its shapes.
+  `row` is one row of a batch, for its shapes; shorter ones than data.seq_len are so many more.
   """
   step = make_train_step(
     loss_fn,
@@ -198,9 +207,10 @@ def trace_step(
     microbatches=config.train.microbatches,
     row_shards=batch_shards(mesh),
   )
+  rows = config.data.batch_size * config.data.seq_len // row["tokens"].shape[1]
   batch = {
     name: jax.ShapeDtypeStruct(
-      (config.data.batch_size, *array.shape[1:]), array.dtype, sharding=sharding_of(name, mesh)
+      (rows, *array.shape[1:]), array.dtype, sharding=sharding_of(name, mesh)
     )
     for name, array in row.items()
   }

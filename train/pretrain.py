@@ -62,7 +62,7 @@ def run(config: PretrainConfig, workdir: Path, recorder: Recorder, stop: StopReq
   stage = loop.Stage(
     specs=specs,
     loss_fn=loss_fn,
-    row=empty_row(config),
+    rows=(empty_row(config),),
     make_loader=make_loader,
     progress=functools.partial(progress, mixture=mixture),
     evaluate=lambda params: (

@@ -1,6 +1,7 @@
 """What a run tells while it trains: metrics, progress, evaluations, skipped steps, the ledger."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -84,7 +85,7 @@ class Recorder:
       self._peak, source = monitor.peak_flops(config.compute.dtype)
     else:
       self._peak, source = config.log.peak_flops * jax.device_count(), "log.peak_flops"
-    self._flops = flops_per_token(config.model, config.data.seq_len)
+    self._flops = functools.cache(functools.partial(flops_per_token, config.model))
     self._log.write("peak_flops", value=self._peak, source=source, devices=jax.device_count())
     print(f"Peak for MFU: {source}." + (f" Continuing at step {step}." if step else ""))
     self.mark()
@@ -194,6 +195,7 @@ class Recorder:
       speed = self._config.data.batch_size * self._config.data.seq_len / seconds
       in_use, peak, source = monitor.device_memory()
       self._skipped = step - int(metrics["updates"])
+      flops = self._flops(rows["segment_ids"].shape[1])
       line = {
         "step": step,
         "tokens": self.tokens,
@@ -205,9 +207,9 @@ class Recorder:
         "tokens_per_sec": speed,
         "step_time": seconds,
         "data_wait": min(wait, seconds),
-        "mfu": monitor.mfu(speed, self._flops[0], self._peak),
-        "mfu_full": monitor.mfu(speed, self._flops[1], self._peak),
-        "mfu_segments": monitor.mfu(speed, self._segment_flops(rows), self._peak),
+        "mfu": monitor.mfu(speed, flops[0], self._peak),
+        "mfu_full": monitor.mfu(speed, flops[1], self._peak),
+        "mfu_segments": monitor.mfu(speed, self._segment_flops(rows, flops), self._peak),
         "device_memory_bytes": in_use,
         "device_memory_peak": peak,
         "device_memory_source": source,
@@ -218,10 +220,10 @@ class Recorder:
       self._progress.update({**line, "loss": float(metrics["loss"])})
       self._check(step, metrics, rows)
 
-  def _segment_flops(self, rows: dict[str, np.ndarray]) -> float:
+  def _segment_flops(self, rows: dict[str, np.ndarray], flops: tuple[float, float]) -> float:
     """FLOPs a place in the rows, with attention inside documents only and none for padding."""
     segment_ids, model = rows["segment_ids"], self._config.model
-    matmuls = 2 * self._flops[0] - self._flops[1]  # without attention
+    matmuls = 2 * flops[0] - flops[1]  # without attention
     tokens = np.count_nonzero(segment_ids)
     attention = monitor.segment_attention_flops(segment_ids, model)
     return (matmuls * tokens + attention) / segment_ids.size

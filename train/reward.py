@@ -74,15 +74,15 @@ def run(config: RewardConfig, workdir: Path, recorder: Recorder, stop: StopReque
     host_count=count,
   )
   batches = make_loader(cursors=None).batches_an_epoch
-  config = with_steps(config, batches * data.batch_size)
+  config = with_steps(config, batches)
   scorer = make_pair_scorer(config, mesh)
   specs, loss_fn = objective(config)
   stage = loop.Stage(
     specs=specs,
     loss_fn=loss_fn,
-    row=empty_row(config),
+    rows=(empty_row(config),),
     make_loader=lambda cursors: make_loader(cursors=cursors),
-    progress=functools.partial(progress, batch_size=1, rows_an_epoch=batches),
+    progress=functools.partial(progress, batches_an_epoch=batches),
     evaluate=lambda params: {"pairs": pair_score(scorer(params, held_out), held_out, config)},
     sample=None,
     sample_every=1,

@@ -14,7 +14,7 @@ from data import conversations, curate, instructions
 from data.batch import Batch
 from data.chat import ChatTemplate, load_template
 from data.config import parse
-from data.examples import Epochs, Example, ExampleLoader, pack, to_batch
+from data.examples import Buckets, Example, ExampleLoader, Packed, pack, to_batch
 from data.heldout import EvaluationSet, is_held_out
 from model import lora
 from model.generate import request_keys, rollout
@@ -39,13 +39,13 @@ parse_config = functools.partial(parse, SftConfig)
 def run(config: SftConfig, workdir: Path, recorder: Recorder, stop: StopRequest) -> bool:
   """Curates, trains, evaluates and samples; returns whether the run came to its end."""
   mesh = make_mesh(config.mesh)
-  loop.check_sizes(config, mesh)
+  loop.check_sizes(config, mesh, config.data.buckets)
   template = open_template(config.data, config.model.vocab_size)
   train, held_out = open_conversations(config, template, workdir)
   examples = [Example(one.chat.ids, one.chat.mask) for one in train]
   data = config.data
-  epochs = Epochs([e.length for e in examples], data.seq_len, data.max_segments, config.seed)
-  config = with_steps(config, epochs.rows_an_epoch)
+  batches = make_batches([e.length for e in examples], config)
+  config = with_steps(config, batches.batches_an_epoch)
   index, count = host_rows(mesh, data.batch_size)
   score = make_scorer(config, mesh)
   rows = evaluation_set(held_out, config)
@@ -54,19 +54,11 @@ def run(config: SftConfig, workdir: Path, recorder: Recorder, stop: StopRequest)
   stage = loop.Stage(
     specs=specs,
     loss_fn=loss_fn,
-    row=empty_row(config),
+    rows=tuple(to_batch([[]], length) for length in batches.lengths),
     make_loader=lambda cursors: ExampleLoader(
-      examples,
-      epochs,
-      batch_size=data.batch_size,
-      seq_len=data.seq_len,
-      host_index=index,
-      host_count=count,
-      cursors=cursors,
+      examples, batches, host_index=index, host_count=count, cursors=cursors
     ),
-    progress=functools.partial(
-      progress, batch_size=data.batch_size, rows_an_epoch=epochs.rows_an_epoch
-    ),
+    progress=functools.partial(progress, batches_an_epoch=batches.batches_an_epoch),
     evaluate=lambda params: {"answers": score(params, rows)},
     sample=functools.partial(write_answers, asked, template, config, workdir, recorder)
     if asked
@@ -153,17 +145,30 @@ def open_conversations(
   return train, held_out
 
 
-def with_steps(config, rows_an_epoch: int):
+def make_batches(lengths: Sequence[int], config: SftConfig) -> Packed | Buckets:
+  """Packed rows, or length buckets where the recipe names any; says how full they are."""
+  data = config.data
+  sizes = (data.batch_size, data.max_segments, config.seed)
+  if data.buckets:
+    batches = Buckets(lengths, data.buckets, *sizes)
+  else:
+    batches = Packed(lengths, data.seq_len, *sizes)
+  rows = " or ".join(f"{data.batch_size * data.seq_len // n:,} of {n:,}" for n in batches.lengths)
+  print(f"Rows of a batch, and places in each: {rows}; {batches.filled:.1%} of them are filled.")
+  return batches
+
+
+def with_steps(config, batches_an_epoch: float):
   """The config with `train.steps`: by data.epochs, where the recipe leaves it open."""
   if config.train.steps is not None:
     return config
-  steps = math.ceil(config.data.epochs * rows_an_epoch / config.data.batch_size)
+  steps = math.ceil(config.data.epochs * batches_an_epoch)
   return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
 
 
-def progress(cursors: dict, batch_size: int, rows_an_epoch: int) -> dict[str, float]:
+def progress(cursors: dict, batches_an_epoch: float) -> dict[str, float]:
   """What a training line says of the place in the data."""
-  return {"epoch": round(cursors["examples"]["batch"] * batch_size / rows_an_epoch, 4)}
+  return {"epoch": round(cursors["examples"]["batch"] / batches_an_epoch, 4)}
 
 
 def evaluation_set(held_out: Sequence[curate.Kept], config: SftConfig) -> EvaluationSet:

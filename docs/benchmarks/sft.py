@@ -44,7 +44,7 @@ def ours(steps: int, warmup: int) -> float:
 
   from configs import quickstart
   from data.config import parse
-  from data.examples import Epochs, Example, ExampleLoader
+  from data.examples import Example, ExampleLoader, Packed
   from model.config import ComputeConfig, ModelConfig
   from model.params import param_specs
   from train.loss_scale import LossScaleConfig
@@ -81,16 +81,8 @@ def ours(steps: int, warmup: int) -> float:
     donate_argnums=0,
   )
   examples = [Example(ids, mask) for ids, mask in conversations()]
-  epochs = Epochs([e.length for e in examples], LENGTH, 32, 0)
-  loader = ExampleLoader(
-    examples,
-    epochs,
-    batch_size=ROWS,
-    seq_len=LENGTH,
-    host_index=0,
-    host_count=1,
-    cursors=None,
-  )
+  batches = Packed([e.length for e in examples], LENGTH, ROWS, 32, 0)
+  loader = ExampleLoader(examples, batches, host_index=0, host_count=1, cursors=None)
   state, tokens, start = init_state(specs, optimizer, scale, 0, False), 0, 0.0
   for number in range(warmup + steps):
     if number == warmup:
