@@ -1,6 +1,7 @@
 """Files that are there as a whole or not at all: JSON, arrays, zstd JSONL, Parquet."""
 
 import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -16,9 +17,21 @@ _ZSTD_LEVEL = 3
 _ROWS_TOGETHER = 512
 
 
+# Of a disk or quota that is full; numpy's and zstandard's own errors have none.
+_FULL = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Full(OSError):
+  """A file could not be written for want of room."""
+
+
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-  """A name to write to; the file gets `path` once it is complete and on the disk."""
+  """A name to write to; the file gets `path` once it is complete and on the disk.
+
+  Raises:
+    OSError: it can't be written; Full, with its name, where the disk or a quota is full.
+  """
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
   try:
@@ -26,6 +39,10 @@ def whole(path: Path) -> Iterator[Path]:
     with partial.open("rb+") as file:
       os.fsync(file.fileno())
     partial.replace(path)
+  except OSError as error:
+    if isinstance(error, Full) or error.errno not in _FULL:
+      raise
+    raise Full(f"{path} can't be written: {error}. Is the disk full?") from error
   finally:
     partial.unlink(missing_ok=True)
 

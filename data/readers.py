@@ -35,7 +35,8 @@ def files(pattern: str) -> list[str]:
   """The files that match a path, a glob or an fsspec URL, in order, each a path for `read`.
 
   Raises:
-    ValueError: none does, or the URL is of a kind that needs a package that is not installed.
+    ValueError: none does, one has a name that is no UTF-8, or the URL is of a kind that needs a
+      package that is not installed.
   """
   try:
     fs, path = fsspec.core.url_to_fs(pattern)
@@ -45,6 +46,9 @@ def files(pattern: str) -> list[str]:
   paths = [path] if fs.isfile(path) else sorted(p for p in fs.glob(path) if fs.isfile(p))
   if not paths:
     raise ValueError(f"the source {pattern!r} matches no file; check the path or the glob.")
+  for name in paths:
+    if any("\ud800" <= letter <= "\udfff" for letter in name):  # bytes that were no text
+      raise ValueError(f"the name of the file {name!r} is no UTF-8, as provenance is; rename it.")
   local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
   return paths if local else [fs.unstrip_protocol(p) for p in paths]
 

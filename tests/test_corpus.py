@@ -268,14 +268,16 @@ def test_a_stopped_run_goes_on_at_its_shard(number, tmp_path):
   assert outputs(out) == outputs(tmp_path / "straight")
 
 
-def test_a_full_disk_is_a_message_and_nothing_is_lost(made, tmp_path):
+@pytest.mark.parametrize(("kilobytes", "file"), [(3, "plan.json"), (16, "training/")])
+def test_a_full_disk_is_a_message_and_nothing_is_lost(kilobytes, file, made, tmp_path):
   raw, undisturbed = made
-  limit = ("bash", "-c", 'ulimit -f 3; exec "$@"', "-")  # KiB a file
+  limit = ("bash", "-c", f'ulimit -f {kilobytes}; exec "$@"', "-")  # a file
   process = start(raw, tmp_path / "out", tmp_path / "run.py", workers=0, before=limit)
   _, message = process.communicate(timeout=60)
   assert process.returncode == corpus.BAD_INPUT
   assert "Traceback" not in message
-  assert "File too large" in message and "kept" in message
+  assert f"error: {tmp_path / 'out'}/{file}" in message and "File too large" in message
+  assert message.count("Is the disk full?") == 1 and "kept" in message
   assert corpus.run(config_of(raw), tmp_path / "out") == corpus.DONE
   assert outputs(tmp_path / "out") == outputs(undisturbed)
 

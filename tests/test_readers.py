@@ -173,6 +173,9 @@ def test_files_by_path_glob_and_url(tmp_path):
     readers.files("nosuch://a/b")
   with pytest.raises(ValueError, match="format='pdf'"):
     read(tmp_path / "a.txt", "pdf")
+  (tmp_path / os.fsdecode(b"\xff.txt")).write_text("x")
+  with pytest.raises(ValueError, match=r"udcff\.txt' is no UTF-8"):
+    readers.files(str(tmp_path / "*.txt"))
   with pytest.raises(FileNotFoundError):
     read(tmp_path / "none.txt")
 
