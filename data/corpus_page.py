@@ -18,6 +18,7 @@ _NAMES = {
   "near_duplicate": "near duplicates",
   "decontamination": "evaluation items",
   "signature": "MinHash signature",
+  "clusters": "finding duplicates",
   "write": "writing",
   "kept": "kept",
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data import corpus_page, files, publish
+from data import corpus_page, duplicates, files, publish
 from data.corpus_config import STAGES, CorpusConfig
 from data.units import Unit
 
@@ -57,7 +57,7 @@ def collect(
       if (counts := _summed(part["changed"].get(stage, {}) for part in parts))
     },
     "clusters": _clusters(workdir / "work" / "clusters"),
-    "throughput": _throughput(sources, parts),
+    "throughput": _throughput(sources, parts, duplicates.seconds(workdir)),
     "evaluation": publish.evaluation_items(workdir),
   }
 
@@ -109,9 +109,9 @@ def _clusters(folder: Path) -> dict[str, dict[str, int]]:
   return sizes
 
 
-def _throughput(sources, parts) -> dict[str, dict[str, float]]:
+def _throughput(sources, parts, clustering: float) -> dict[str, dict[str, float]]:
   """Documents and bytes a second of CPU time, of what each stage was given."""
-  seconds = _summed(part["seconds"] for part in parts)
+  seconds = _summed(part["seconds"] for part in parts) | {"clusters": clustering}
   given: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
   for source in sources.values():
     stages = list(source["passed"])
@@ -119,7 +119,8 @@ def _throughput(sources, parts) -> dict[str, dict[str, float]]:
       for place, what in enumerate(("documents", "bytes")):
         given[stage][place] += source["passed"][before][what]
         if stage == publish.DUPLICATES[0]:
-          given["signature"][place] += source["passed"][before][what]
+          for name in ("signature", "clusters"):
+            given[name][place] += source["passed"][before][what]
         if stage == publish.LEAKS:
           given["write"][place] += source["passed"][stage][what]
   return {
@@ -128,6 +129,6 @@ def _throughput(sources, parts) -> dict[str, dict[str, float]]:
       "documents_per_second": round(given[stage][0] / max(seconds[stage], 1e-9), 1),
       "bytes_per_second": round(given[stage][1] / max(seconds[stage], 1e-9)),
     }
-    for stage in (*ORDER[: len(STAGES) + 1], "signature", publish.LEAKS, "write")
+    for stage in (*ORDER[: len(STAGES) + 1], "signature", "clusters", publish.LEAKS, "write")
     if stage in seconds
   }

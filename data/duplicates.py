@@ -1,6 +1,8 @@
 """Exact and near duplicates of a whole corpus, found in parts, with what they share on disk."""
 
+import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -52,6 +54,19 @@ def comparisons(units: Sequence[Unit], config: CorpusConfig, workdir: Path) -> l
   return [(band, part, units, config, workdir) for band in bands for part in parts]
 
 
+def seconds(workdir: Path) -> float:
+  """The CPU time of all steps, those of earlier starts included."""
+  return sum(map(files.read_json, (workdir / "work" / "clusters").glob("*.seconds.json")))
+
+
+@contextlib.contextmanager
+def _timed(path: Path):
+  """Keeps the CPU time of what made the file `path` beside it."""
+  start = time.process_time()
+  yield
+  files.write_json(path.with_suffix(".seconds.json"), time.process_time() - start)
+
+
 def _all(
   workers: Workers, function: Callable, calls: list[tuple], what: str, progress: Progress
 ) -> list:
@@ -73,13 +88,14 @@ def _order(part: int, units: Sequence[Unit], config: CorpusConfig, workdir: Path
     return
   starts = np.load(path.with_name("starts.npy"))
   hashes, places = [np.zeros((0, 2), np.uint64)], [np.zeros(0, np.int64)]
-  for unit, start in zip(units, starts[:-1], strict=True):
-    these = files.read_array(refine.paths(workdir, unit).hashes)
-    mine = np.flatnonzero(_part(these[:, 0], config.near_duplicates.parts) == part)
-    hashes.append(these[mine])
-    places.append(mine + start)
-  hashes, places = np.concatenate(hashes), np.concatenate(places)
-  indices, copies = clusters.order(hashes, places)
+  with _timed(path):
+    for unit, start in zip(units, starts[:-1], strict=True):
+      these = files.read_array(refine.paths(workdir, unit).hashes)
+      mine = np.flatnonzero(_part(these[:, 0], config.near_duplicates.parts) == part)
+      hashes.append(these[mine])
+      places.append(mine + start)
+    hashes, places = np.concatenate(hashes), np.concatenate(places)
+    indices, copies = clusters.order(hashes, places)
   files.write_array(path, np.stack([places[indices], copies.astype(np.int64)]))
 
 
@@ -109,6 +125,13 @@ def compare(
   path = folder / f"edges-{number:03d}-{part:04d}.npy"
   if path.exists():
     return
+  with _timed(path):
+    edges = _edges(number, part, units, config, workdir)
+  files.write_array(path, edges)
+
+
+def _edges(number, part, units, config, workdir) -> np.ndarray:
+  folder = workdir / "work" / "clusters"
   starts, nodes, exact, places = _read(folder, "starts", "nodes", "exact", "places")
   signatures = [files.read_array(refine.paths(workdir, unit).signatures) for unit in units]
   buckets, members = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
@@ -135,8 +158,7 @@ def compare(
     ]
     return np.concatenate([np.zeros(0), *chunks]) >= config.near_duplicates.threshold
 
-  edges = clusters.candidates(np.concatenate(buckets), np.concatenate(members), similar)
-  files.write_array(path, edges)
+  return clusters.candidates(np.concatenate(buckets), np.concatenate(members), similar)
 
 
 def connect(config: CorpusConfig, workdir: Path, workers: Workers, progress: Progress) -> None:
@@ -148,34 +170,43 @@ def connect(config: CorpusConfig, workdir: Path, workers: Workers, progress: Pro
   edges = sorted(folder.glob("edges-*.npy"))
   labels = folder / "labels-0.npy"
   files.write_array(labels, np.arange(len(exact)))
+  spent = 0.0
   for number in itertools.count(1):
     after = folder / f"labels-{number}.npy"
     what = f"connecting duplicates, round {number}"
-    _all(workers, _propose, [(path, labels) for path in edges], what, progress)
+    spent += sum(_all(workers, _propose, [(path, labels) for path in edges], what, progress))
     new = np.lib.format.open_memmap(after, "w+", np.int64, (len(exact),))
     del new
     calls = [(start, stop, labels, after, edges) for start, stop in ranges]
-    changed = _all(workers, _settle, calls, what, progress)
+    settled = _all(workers, _settle, calls, what, progress)
+    spent += sum(seconds for _, seconds in settled)
     labels.unlink()
     labels = after
-    if not any(changed):
+    if not any(changed for changed, _ in settled):
       break
+  files.write_json(folder / "labels.seconds.json", spent)
   # A copy has the label of the first one.
   files.write_array(folder / "labels.npy", np.load(labels)[exact])
   labels.unlink()
 
 
-def _propose(edges: Path, labels: Path) -> None:
+def _propose(edges: Path, labels: Path) -> float:
+  """Writes the proposals of a part of the edges; returns the CPU time."""
+  start = time.process_time()
   proposals = clusters.propose(np.load(edges), files.read_array(labels))
   np.save(_proposals(edges), np.stack(proposals))  # of this round only
+  return time.process_time() - start
 
 
 def _proposals(edges: Path) -> Path:
   return edges.with_name(edges.name.replace("edges", "proposals"))
 
 
-def _settle(start: int, stop: int, labels: Path, after: Path, edges: Iterable[Path]) -> bool:
-  """Writes the new labels of a range of nodes; whether one changed."""
+def _settle(
+  start: int, stop: int, labels: Path, after: Path, edges: Iterable[Path]
+) -> tuple[bool, float]:
+  """Writes the new labels of a range of nodes; returns whether one changed, and the CPU time."""
+  began = time.process_time()
   old = files.read_array(labels)
   proposals = (files.read_array(_proposals(path)) for path in edges)
   settled = clusters.settle(start, stop, old, proposals)
@@ -183,4 +214,4 @@ def _settle(start: int, stop: int, labels: Path, after: Path, edges: Iterable[Pa
     new = np.lib.format.open_memmap(after, "r+")
     new[start:stop] = settled
     new.flush()
-  return bool((settled != old[start:stop]).any())
+  return bool((settled != old[start:stop]).any()), time.process_time() - began

@@ -187,6 +187,9 @@ def test_what_is_broken_is_survived_and_counted(made):
   assert reasons["gopher_quality", "gopher_short_doc"] >= 1
   assert report["changes"] == {"privacy": {"email": 1}}
   assert report["clusters"] == {"exact": {"2": 2}, "near": {"2": 1}}
+  stages = ("read", "language", "gopher_quality", "privacy", "signature", "clusters")
+  assert list(report["throughput"]) == [*stages, "decontamination", "write"]
+  assert all(speed["documents_per_second"] > 0 for speed in report["throughput"].values())
   for source in report["sources"].values():  # what goes in comes out, or has a reason
     counts = [stage["documents"] for stage in source["passed"].values()]
     assert counts == sorted(counts, reverse=True)
