@@ -170,6 +170,12 @@ BREAKAGES = (
     "tests/test_clusters.py::test_bands_are_equal_where_all_their_rows_are",
   ),
   Breakage(
+    "corpus-band-number", "data/clusters.py",
+    "signatures[number * rows :", "signatures[0 * number * rows :",
+    "every band has the rows of the first as well, and dissimilar pairs are never compared",
+    "tests/test_clusters.py::test_bands_are_equal_where_all_their_rows_are",
+  ),
+  Breakage(
     "corpus-connected", "data/clusters.py",
     "beyond_one, beyond_two = labels[of_one], labels[of_two]",
     "beyond_one, beyond_two = of_one, one",
@@ -281,6 +287,36 @@ BREAKAGES = (
     "a row holds more documents than the kernels were promised",
     "tests/test_packing.py::test_rows_hold_every_token_once_and_keep_their_bounds",
   ),
+  Breakage(
+    "segment-number", "data/batch.py",
+    'batch["segment_ids"][at] = number', 'batch["segment_ids"][at] = 1',
+    "all documents of a row are one segment",
+    "tests/test_packing.py::test_layout_of_a_row",
+  ),
+  Breakage(
+    "fullest-bin", "data/packing.py",
+    "self._take(self._used.index(max(self._used)))", "self._take(0)",
+    "the oldest bin is emitted, however empty it is",
+    "tests/test_packing.py::test_the_fullest_bin_is_emitted_and_the_best_fit_filled",
+  ),
+  Breakage(
+    "bucket-of-length", "data/examples.py",
+    "bisect.bisect_left(row_lengths, length)", "bisect.bisect_right(row_lengths, length)",
+    "an example that just fills a row of one length is put in longer ones",
+    "tests/test_examples.py::test_buckets_hold_every_example_once_an_epoch_in_one_budget",
+  ),
+  Breakage(
+    "bucket-epoch", "data/examples.py",
+    "epochs.row(epoch * epochs.rows_an_epoch + at)", "epochs.row(at)",
+    "every epoch has the same batches",
+    "tests/test_examples.py::test_batches_of_all_lengths_are_mixed_in_another_order_each_epoch",
+  ),
+  Breakage(
+    "bucket-host", "data/examples.py",
+    "rows[self._host_index * share : (self._host_index + 1) * share]", "rows[:share]",
+    "every host trains on the rows of the first",
+    "tests/test_examples.py::test_batches_do_not_depend_on_hosts_or_restarts[buckets1]",
+  ),
   # The order of batches, and going on with it.
   Breakage(
     "stream-stride", "data/mixture.py",
@@ -324,6 +360,13 @@ BREAKAGES = (
     '"filtered": self._filtered,', '"filtered": 0,',
     "how many documents were left out is not told",
     "tests/test_loader.py::test_a_cursor_is_small_and_tells_the_progress",
+  ),
+  Breakage(
+    "cursor-rows", "data/streams.py",
+    '"rows": self._rows,', '"rows": 0,',
+    "a restart begins again with the weights of the first step",
+    "tests/test_loader.py::"
+    "test_a_restart_at_any_step_on_other_hosts_goes_on_with_the_same_batches[3]",
   ),
   Breakage(
     "weights-from-the-start", "data/data_log.py",

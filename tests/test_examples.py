@@ -99,6 +99,9 @@ def test_batches_of_all_lengths_are_mixed_in_another_order_each_epoch():
   orders = [[batches.batch(e * size + n)[0] for n in range(size)] for e in range(2)]
   assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
   assert set(orders[0]) == set(BUCKETS)
+  # Which examples come together is another in each epoch, too.
+  rows = [{tuple(batches.batch(e * size + n)[1][0]) for n in range(size)} for e in range(2)]
+  assert rows[0] != rows[1]
   assert batches_of(made, BUCKETS).batch(size + 1) == batches.batch(size + 1)
 
 
