@@ -1,12 +1,14 @@
 """From a row back to its documents, and from a document to the steps that saw it."""
 
 import collections
+import dataclasses
 import json
 
 import pytest
 
-from tests.test_loader import read, run  # noqa: F401  (the fixture of three sources)
-from train import provenance
+from data import sources
+from tests.test_loader import SEED, read, run  # noqa: F401  (the fixture of three sources)
+from train import manifest, provenance
 
 STEPS = 10
 
@@ -49,16 +51,42 @@ def test_every_step_that_saw_a_document_is_found(history):
   assert any("left out" in outcome for outcome in outcomes)
 
 
-def test_the_command_reads_a_run(run, tmp_path, capsys, monkeypatch):  # noqa: F811
-  config, mixture, tokenizer = run
+def make_run(run, folder, after):  # noqa: F811
+  """The files of a run that the command reads: recipe, tokenizer, manifests of checkpoints."""
+  config, _, _ = run
+  folder.mkdir()
+  recipe = {"seed": SEED, "data": dataclasses.asdict(config)}
+  (folder / "config.json").write_text(json.dumps(recipe))
+  sources.open_tokenizer(config, sources.open_corpus(config, folder), folder)
+  for step, cursors in after.items():
+    checkpoint = folder / "checkpoints" / str(step)
+    checkpoint.mkdir(parents=True)
+    manifest.write(checkpoint, manifest.Manifest(step, {}, {}, {"cursors": cursors}))
+
+
+def test_the_command_reads_a_run(run, history, tmp_path, capsys):  # noqa: F811
+  _, mixture, _ = run
   assert provenance.main([str(tmp_path), "--step", "1"]) == 2
   assert "holds no run" in capsys.readouterr().err
-  monkeypatch.setattr(
-    provenance, "open_history", lambda path: provenance.History(config, mixture, tokenizer, {})
-  )
-  assert provenance.main([str(tmp_path), "--step", "2", "--row", "3", "--json"]) == 0
-  parts = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-  assert sum(part["tokens"] for part in parts) <= config.seq_len and parts
+  whole, begun = tmp_path / "whole", tmp_path / "begun"
+  make_run(run, whole, history.cursors)
+  make_run(run, begun, {})
+  (begun / "checkpoints").mkdir()
+  for folder in (whole, begun):
+    assert provenance.main([str(folder), "--step", "6", "--row", "3", "--json"]) == 0
+    parts = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert parts == [dataclasses.asdict(part) for part in provenance.row_parts(history, 6, 3)]
+  (text,) = mixture.documents[0].read([5])
+  for question in (["--document", "big:5"], ["--containing", text]):
+    assert provenance.main([str(whole), *question, "--json"]) == 0
+    seen = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(s["step"], s["row"]) for s in seen] == [
+      (s.step, s.row) for s in provenance.sightings(history, "big", 5)
+    ]
+  early = tmp_path / "early"  # before the first document of that source
+  make_run(run, early, {1: read(run, steps=1)[1][-1]})
+  assert provenance.main([str(early), "--document", "late:3"]) == 0
+  assert "late:3  no step up to 1 saw it" in capsys.readouterr().out
   for arguments, message in (
     (["--step", "0"], "steps count from 1"),
     (["--document", "big"], "must be SOURCE:INDEX"),
@@ -67,5 +95,5 @@ def test_the_command_reads_a_run(run, tmp_path, capsys, monkeypatch):  # noqa: F
     (["--document", "big:1"], "no checkpoint yet"),
     ([], "name one of"),
   ):
-    assert provenance.main([str(tmp_path), *arguments]) == 2
+    assert provenance.main([str(begun), *arguments]) == 2
     assert message in capsys.readouterr().err

@@ -92,7 +92,8 @@ def open_history(workdir: Path) -> History:
   corpus = sources.open_corpus(config, workdir)
   tokenizer = sources.open_tokenizer(config, corpus, workdir)
   mixture = make_mixture(config, corpus, tokenizer, recipe["seed"], data_log.read(workdir))
-  manifests = Catalog(workdir / "checkpoints").manifests()
+  kept = {"keep_last": None, "keep_every": None, "average_steps": (), "verify": False}
+  manifests = Catalog(workdir / "checkpoints", **kept).manifests()  # which are only looked at
   cursors = {s: m.extra["cursors"] for s, m in manifests.items() if m.extra.get("cursors")}
   for saved in cursors.values():
     if any(cursor["fingerprint"] != mixture.fingerprint for cursor in saved.values()):
@@ -212,7 +213,10 @@ def _print_row(history: History, step: int, row: int, as_json: bool) -> None:
 
 
 def _print_sightings(history: History, source: str, index: int, as_json: bool) -> None:
-  for seen in sightings(history, source, index):
+  found = list(sightings(history, source, index))
+  if not found and not as_json:
+    print(f"{source}:{index}  no step up to {max(history.cursors)} saw it")
+  for seen in found:
     if as_json:
       record: dict[str, Any] = {"source": source, "index": index} | dataclasses.asdict(seen)
       print(json.dumps(record))
