@@ -3,8 +3,8 @@
     python docs/benchmarks/loader.py 'corpus/*.jsonl' --tokenizer tokenizer.json
 
 Prints tokens a second of the whole loader in one thread (reading, tokenizing, packing, stacking),
-by the tiktoken engine and by Hugging Face's own, the share of each part, and what share of the rows
-is not padding, at rows of 2,048 and 8,192 tokens.
+by the tiktoken engine and by Hugging Face's own, what share of the rows is not padding, and how
+many documents were cut, at rows of 2,048 and 8,192 tokens.
 """
 
 import argparse
