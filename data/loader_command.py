@@ -181,9 +181,14 @@ def show(batch: Batch, row: int, tokenizer: Tokenizer) -> str:
       "" if ends else ", goes on elsewhere"
     )
     lines.append(f"--- segment {segment}: {len(ids)} places{parts}")
-    lines.append(tokenizer.decode(ids[begins:]))
+    lines.append(_printable(tokenizer.decode(ids[begins:])))
   lines.append(f"--- padding: {int(np.count_nonzero(segments == 0))} places")
   return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+  """A document's text without what would steer the terminal."""
+  return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

@@ -52,13 +52,13 @@ def test_a_row_is_shown_with_its_segments():
     def decode(self, ids):
       return "".join(chr(96 + i) for i in ids)
 
-  ids = [[0, 1, 2, 0], [3, 4, 5, 6]]
+  ids = [[0, 1, 2, 0], [3, -69, 5, 6]]  # the second one has an escape character
   batch = stack_rows([[Segment(np.array(i, np.int32)) for i in ids]], 8)
   assert loader_command.show(batch, 0, Letters()).splitlines() == [
     "--- segment 1: 3 places",
     "ab",
     "--- segment 2: 3 places, goes on from another row, goes on elsewhere",
-    "cde",
+    "c\ufffde",
     "--- padding: 2 places",
   ]
 
