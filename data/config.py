@@ -69,8 +69,10 @@ class SourceConfig:
   """One source of documents.
 
   Attributes:
-    path: a file, a glob or any fsspec URL of JSONL, plain text or ArrayRecord files; "embedded";
-      or "seqio:NAME", a registered Task or Mixture ("seqio:NAME@MODULE" imports a module first).
+    path: a file, a glob or any fsspec URL of JSONL, plain text or ArrayRecord files; of compressed
+      (.gz, .zst, .bz2, .xz) or Parquet files, which are written to the run's folder as ArrayRecord
+      first, as is "seqio:NAME", a registered Task or Mixture ("seqio:NAME@MODULE" imports a module
+      first); or "embedded".
     weight: the share of documents drawn from it, relative to the other sources' weights.
     schedule: ((step, weight), ...) instead of one weight for the whole run: linear in between,
       constant before and after; empty for `weight` throughout.

@@ -84,7 +84,10 @@ def find(pattern: str) -> Files:
   files = _match(pattern)
   for path in files.paths:
     if path.endswith(_COMPRESSED_SUFFIXES):
-      raise ValueError(f"{path} is compressed and has no random access; decompress it first.")
+      raise ValueError(
+        f"{path} is compressed and has no random access; decompress it, or name it by a path that "
+        "ends in the suffix of a source's compression: .gz, .zst, .bz2 or .xz."
+      )
     if path.endswith(array_records.SUFFIX) and "file" not in np.atleast_1d(files.fs.protocol):
       raise ValueError(f"{path} is an ArrayRecord file, which is read from disks only; copy it.")
   return files

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import dedup, embedded, tiktoken_bpe, tokenizer
+from data import array_records, dedup, embedded, materialize, tiktoken_bpe, tokenizer
 from data.config import DataConfig
 from data.documents import Documents, find, scan
 from data.heldout import is_held_out
@@ -45,14 +45,15 @@ def open_corpus(config: DataConfig, workdir: Path) -> Corpus:
   those to train on.
 
   Args:
-    workdir: the run's; the embedded corpus is written to its folder `corpus`.
+    workdir: the run's; sources without random access are written to its folder `corpus`.
 
   Raises:
     ValueError: a source matches no file, has too many bad lines, or has no document left.
   """
   scanned, hashes, shingles, heldout = {}, [], [], []
   for name in sorted(config.sources):
-    files = find(_path(config.sources[name].path, workdir))
+    path = _path(config.sources[name].path, workdir / "corpus", config.max_bad_lines)
+    files = find(path)
     spans = []
     for span, text in scan(files, config.max_bad_lines):
       spans.append(span)
@@ -146,14 +147,16 @@ def _texts(corpus: Corpus) -> Iterator[str]:
       yield from documents.read(range(first, min(first + _READ_TOGETHER, len(documents))))
 
 
-def _path(path: str, workdir: Path) -> str:
-  """Where a source's files are; those that are none yet are written to the run's `corpus`."""
+def _path(path: str, folder: Path, max_bad_lines: int) -> str:
+  """Where a source's files are; what has no random access is written to `folder` first."""
   if path == EMBEDDED:
-    return str(embedded.write(workdir / "corpus" / "embedded.jsonl"))
+    return str(embedded.write(folder / "embedded.jsonl"))
   if path.startswith(SEQIO):
     from data import tasks  # only here: seqio takes seconds to import
 
     name = path.removeprefix(SEQIO)
-    file = workdir / "corpus" / f"{re.sub('[^A-Za-z0-9]+', '-', name)}.jsonl"
+    file = folder / f"{re.sub('[^A-Za-z0-9]+', '-', name)}{array_records.SUFFIX}"
     return str(tasks.write(name, "train", file))
+  if materialize.needed(path):
+    return str(materialize.write(path, folder, max_bad_lines))
   return path

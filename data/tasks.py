@@ -5,8 +5,6 @@ this module; it is the only one that imports seqio.
 """
 
 import importlib
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from data import benchmarks, prompts, scores
+from data import benchmarks, materialize, prompts, scores
 from data.benchmarks import Item
 from data.config import DataConfig
 from data.documents import Documents
@@ -308,7 +306,7 @@ def _cut(answer: str, until: Sequence[str]) -> str:
 
 
 def write(name: str, split: str, path: Path) -> Path:
-  """Writes a split of a registered Task or Mixture as JSONL of {"text"}, unless the file is there.
+  """Writes a split of a registered Task or Mixture as ArrayRecord, unless the file is there.
 
   The text of an example is that of its features, inputs first, with a line break in between: what
   the task keeps as `<feature>_pretokenized`, else the decoded ids.
@@ -332,17 +330,9 @@ def write(name: str, split: str, path: Path) -> Path:
       f"the source seqio:{name} can't be read: {error}. Register the task before the run, or name "
       "the module that does: seqio:NAME@MODULE."
     ) from error
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial, count = path.with_name(f"{path.name}.{os.getpid()}"), 0
-  with partial.open("w", encoding="utf-8") as file:
-    for example in examples.as_numpy_iterator():
-      if text := _text(example, task.output_features):
-        file.write(json.dumps({"text": text}) + "\n")
-        count += 1
-  if not count:
-    partial.unlink()
-    raise ValueError(f"the source seqio:{name} has no text in its split {split!r}.")
-  partial.replace(path)
+  texts = (_text(example, task.output_features) for example in examples.as_numpy_iterator())
+  none = f"the source seqio:{name} has no text in its split {split!r}."
+  materialize.write_texts(path, filter(None, texts), none)
   return path
 
 
