@@ -19,6 +19,7 @@ REQUIRED = [
   "sentencepiece>=0.2.0",
   "seqio>=0.0.20",
   "tensorflow>=2.21.0",  # seqio's; only data/tasks.py imports either
+  "tensorstore>=0.1.71",  # orbax's; train/spill.py reads what it wrote in parts
   "tiktoken>=0.8.0",
   "tokenizers>=0.21.0",
 ]

@@ -13,18 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+_WRITTEN_TOGETHER = 16 * 2**20  # bytes of a tensor, which may be copied to be in their order
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class Tensors(Mapping[str, np.ndarray]):
-  """{name: array} of files; a tensor is read when it is asked for, and not kept."""
+  """{name: array} of files; a tensor is mapped when it is asked for, and not kept."""
 
   def __init__(self, places: dict[str, tuple[Path, np.dtype, int, tuple[int, ...]]]):
     self.places = places  # file, dtype, first byte in the file, shape
 
   def __getitem__(self, name: str) -> np.ndarray:
     path, dtype, first, shape = self.places[name]
-    return np.fromfile(path, dtype, math.prod(shape), offset=first).reshape(shape)
+    if not math.prod(shape):
+      return np.zeros(shape, dtype)
+    return np.asarray(np.memmap(path, dtype, "r", first, shape))
 
   def __iter__(self) -> Iterator[str]:
     return iter(self.places)
@@ -148,4 +151,6 @@ def _write_file(path: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Iter
     for name, shape in shapes.items():
       given, array = next(tensors)
       assert given == name and array.shape == tuple(shape), (given, array.shape, name, shape)
-      file.write(np.ascontiguousarray(array, "<f4").data)
+      rows = max(1, _WRITTEN_TOGETHER // max(1, 4 * math.prod(shape[1:])))
+      for part in np.split(array, range(rows, len(array), rows)) if shape else [array]:
+        file.write(np.ascontiguousarray(part, "<f4").data)

@@ -1,6 +1,7 @@
 """Models through a run's folder and back: weights, tokenizers, refusals; and training from them."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import re
@@ -150,6 +151,21 @@ def test_an_exported_tokenizer_begins_texts_as_the_documents_did(tmp_path):
   }
   names = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
   assert names["eos_token"] == EOT and names["model_max_length"] == 64
+
+
+def test_weights_are_read_a_chunk_at_a_time(tmp_path, monkeypatch):
+  monkeypatch.setattr("train.checkpoint.CHUNK_BYTES", 256)
+  rng = np.random.default_rng(0)
+  shapes = {"a": (5, 12, 7), "b": {"c": (3,), "d": (40, 3)}}
+  is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
+  tree = jax.tree.map(lambda s: rng.standard_normal(s, np.float32), shapes, is_leaf=is_shape)
+  checkpoints = Checkpointer(tmp_path)
+  checkpoints.save_weights(0, {"model": jax.tree.map(jnp.asarray, tree)}, {})
+  checkpoints.close()
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+  nothing = functools.partial(np.full, fill_value=np.nan, dtype=np.float32)
+  read = checkpoints.restore_weights({"model": abstract}, empty=nothing)["model"]
+  jax.tree.map(np.testing.assert_array_equal, read, tree)
 
 
 def test_other_logits_are_no_export(tmp_path, monkeypatch, capsys):

@@ -31,8 +31,10 @@ from jax.experimental import multihost_utils
 
 from train.catalog import Catalog, CheckpointError
 from train.manifest import Leaves, Manifest
+from train.spill import read_leaf
 
-CHUNK_BYTES = 16 * 2**20  # of weights alone: what is encoded, and decoded, at once
+# Of weights alone: what is encoded, and decoded, at once; and what waits to be written, as a file.
+CHUNK_BYTES, FILE_BYTES = 16 * 2**20, 64 * 2**20
 
 
 class Checkpointer:
@@ -153,7 +155,7 @@ class Checkpointer:
     abstract: dict[str, Any],
     step: int | None = None,
     which: str = "raw",
-    keep: Callable[[Any], Any] | None = None,
+    empty: Callable[[tuple[int, ...]], np.ndarray] | None = None,
   ) -> dict[str, Any]:
     """Restores {name: weights} alone, for evaluation, sampling or export; see `restore`.
 
@@ -161,7 +163,8 @@ class Checkpointer:
       abstract: {name: tree of ShapeDtypeStruct} of the weights; not every name of the checkpoint.
       step: None for the newest that is whole.
       which: "raw", or "average" for their running mean, which only full checkpoints hold.
-      keep: what to keep of each array, such as a copy on a disk; then one is read at a time.
+      empty: makes the fp32 array of a shape that a leaf is read into, such as one on a disk; then
+        no more than a stored chunk is in memory at a time.
 
     Raises:
       ValueError: another shape (see `restore`), or no snapshot is in the mean yet.
@@ -181,7 +184,7 @@ class Checkpointer:
     step = _on_first_process(
       lambda: self._catalog.choose(_described(wanted), step, full=not raw, owner=False)
     )
-    trees = self._read(step, wanted, keep)
+    trees = self._read(step, wanted, empty)
     weights = {}
     for name, tree in abstract.items():
       found = trees[f"{name}.params" if raw else f"{name}.average"]
@@ -242,15 +245,16 @@ class Checkpointer:
     folder = self._catalog.staging(f"{step}-{self._attempts}")
     try:
       ocp = _orbax()
-      handlers, how = {}, None
+      handlers, how, options = {}, None, {}
       if replace:
         largest = max(leaf.nbytes for leaves in items.values() for leaf in leaves.values())
         limit = 1.01 * largest / 1e9
         handlers = {item: ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit) for item in items}
         how = ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
+        options["ocdbt_target_data_file_size"] = FILE_BYTES
       orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
       args = {
-        item: ocp.args.PyTreeSave(leaves, save_args=how and dict.fromkeys(leaves, how))
+        item: ocp.args.PyTreeSave(leaves, save_args=how and dict.fromkeys(leaves, how), **options)
         for item, leaves in items.items()
       }
       orbax.save(folder, args=ocp.args.Composite(**args))
@@ -286,8 +290,8 @@ class Checkpointer:
 
   # Reading.
 
-  def _read(self, step: int, wanted: dict, keep: Callable | None = None) -> dict[str, dict]:
-    """{item: {leaf path: array}} from Orbax, to the shardings of `wanted`."""
+  def _read(self, step: int, wanted: dict, empty: Callable | None = None) -> dict[str, dict]:
+    """{item: {leaf path: array}} from Orbax, to the shardings of `wanted` or into `empty`."""
     ocp = _orbax()
 
     def how(leaf):
@@ -297,17 +301,14 @@ class Checkpointer:
 
     trees = {}
     for item, leaves in wanted.items():
-      alone = [leaves] if keep is None else [{path: leaf} for path, leaf in leaves.items()]
-      trees[item] = {}
+      folder = self.directory / str(step) / item
       try:
+        if empty is not None:
+          trees[item] = {p: read_leaf(folder, p, empty(x.shape)) for p, x in leaves.items()}
+          continue
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
-          for part in alone:
-            args = ocp.args.PyTreeRestore(
-              item=part, restore_args=jax.tree.map(how, part), partial_restore=keep is not None
-            )
-            read = orbax.restore(self.directory / str(step) / item, args=args)
-            trees[item] |= read if keep is None else {p: keep(x) for p, x in read.items()}
-            del read
+          args = ocp.args.PyTreeRestore(item=leaves, restore_args=jax.tree.map(how, leaves))
+          trees[item] = orbax.restore(folder, args=args)
       except Exception as error:
         raise CheckpointError(
           f"checkpoint {step} in {self.directory} could not be read: {error}"

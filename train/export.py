@@ -119,9 +119,7 @@ def export_run(
   with _new_folder(out) as folder:
     empty = on_disk(folder)
     checkpoints = Checkpointer(run / "checkpoints")
-    params = checkpoints.restore_weights(
-      {MODEL: abstract}, step, which, lambda array: _copied(array, empty(array.shape))
-    )[MODEL]
+    params = checkpoints.restore_weights({MODEL: abstract}, step, which, empty)[MODEL]
     if lora.is_adapted(params):
       params = lora.merge(params)
     expected = _logits(params, ids, config)
@@ -153,11 +151,6 @@ def _new_folder(out: Path) -> Iterator[Path]:
     folder.rename(out)
   finally:
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _copied(array: np.ndarray, out: np.ndarray) -> np.ndarray:
-  out[...] = array
-  return out
 
 
 def _read_recipe(run: Path) -> dict[str, Any]:
