@@ -1,8 +1,9 @@
 """Continuous batching: requests enter and leave the slots of one decoding program.
 
 `Batcher` owns the slots. Its requests are read in groups of few shapes (a power of two of rows, by
-a power of two of tokens), and then all slots go on together, several tokens a dispatch. A request's
-random numbers depend on its seed, its number and the step, never on its slot or on the others.
+a power of two of tokens or three quarters of one), and then all slots go on together, several
+tokens a dispatch. A request's random numbers depend on its seed, its number and the step, never on
+its slot or on the others.
 """
 
 import collections
@@ -181,7 +182,7 @@ class Batcher:
       rows = self._shards * _power_of_two(-(-len(group) // self._shards), 1)
       rows = min(rows, len(self._running))
       longest = max(len(request.prompt) for request in group)
-      bucket = min(_power_of_two(longest, SMALLEST_BUCKET), self._length)
+      bucket = min(_bucket(longest), self._length)
       prompts = np.zeros((rows, bucket), np.int32)
       lengths = np.ones(rows, np.int32)
       places = np.full(rows, len(self._running), np.int32)  # outside: what fills up the rows
@@ -280,6 +281,13 @@ def cut_at(tokens: Sequence[int], request: Request, decode: Decode) -> tuple[int
     low, high = (low, middle) if first(middle) else (middle + 1, high)
   text, at, _, string = first(low)
   return low, text[:at], string
+
+
+def _bucket(n: int) -> int:
+  """The smallest of 16, 32, 48, 64, 96, 128, 192, ... that is at least `n`."""
+  size = _power_of_two(n, SMALLEST_BUCKET)
+  shorter = 3 * size // 4
+  return shorter if n <= shorter and shorter % SMALLEST_BUCKET == 0 else size
 
 
 def _power_of_two(n: int, least: int) -> int:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from model.attention_reference import MASKED
 from model.config import ComputeConfig, ModelConfig
 from model.layers import attention_output, qkv, rms_norm, swiglu_block
+from model.sampling import likeliest
 from model.sharding import constrain
 from model.transformer import embed, logits, run_layers
 
@@ -159,6 +160,6 @@ def target_logprobs(
   states_1SD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[sources_S][None]
   logits_SV = logits(params, states_1SD, config, compute)[0]
   normalizer_S = jax.nn.logsumexp(logits_SV, axis=-1)
-  best_S = jnp.argmax(logits_SV, axis=-1).astype(targets_T.dtype)
+  best_S = likeliest(logits_SV)
   logprobs_T = logits_SV[slots_T, targets_T] - normalizer_S[slots_T]
   return logprobs_T, best_S[slots_T] == targets_T

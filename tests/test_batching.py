@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from model.batching import Batcher, Request, cut_at
+from model.batching import Batcher, Request, _bucket, cut_at
 from model.decode import prepare
 from model.generate import request_keys, rollout
 from model.params import param_specs
@@ -145,6 +145,12 @@ def test_a_request_that_cannot_go_on_is_refused(changes, message):
   queue = requests()
   with pytest.raises(ValueError, match=message):
     batcher(2, queue).submit(dataclasses.replace(queue[0], **changes))
+
+
+def test_a_bucket_is_half_as_long_again_as_its_prompt_at_most():
+  sizes = [_bucket(n) for n in range(1, 1_000)]
+  assert sorted(set(sizes)) == [16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
+  assert all(n <= size <= max(16, n + 15, 1.5 * n) for n, size in enumerate(sizes, start=1))
 
 
 def test_a_prompt_that_nearly_fills_the_context_ends_there():

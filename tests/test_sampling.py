@@ -14,6 +14,7 @@ from model.sampling import (
   apply_top_k,
   apply_top_p,
   draw,
+  likeliest,
   penalize,
   process,
   settings,
@@ -207,3 +208,12 @@ def test_what_is_forbidden_is_of_the_vocabulary_and_not_all_of_it():
     settings([config(forbidden=(1, 9))], 4)
   with pytest.raises(ValueError, match=r"sample.forbidden has all of a vocabulary of 2"):
     settings([config(forbidden=(0, 1))], 2)
+
+
+def test_the_likeliest_is_the_first_of_the_largest():
+  logits = np.random.default_rng(0).integers(-3, 3, (50, VOCAB)).astype(np.float32)
+  logits[0] = -np.inf
+  logits[1, :-1] = -np.inf
+  found = jax.jit(likeliest)(logits)
+  assert found.dtype == np.int32
+  np.testing.assert_array_equal(found, logits.argmax(-1))

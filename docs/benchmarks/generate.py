@@ -30,7 +30,7 @@ from model.generate import request_keys, rollout
 from model.params import count, param_specs
 from model.sampling import SamplingConfig, settings
 
-PROMPT, NEW, QUEUE, SLOTS = 128, 128, 64, 16
+PROMPT, NEW, QUEUE, SLOTS = 128, 128, 64, (16, 32, 64)
 COMPUTE = {
   dtype: ComputeConfig(
     dtype=dtype,
@@ -152,9 +152,8 @@ def queue(weights: dict, config: ModelConfig, rounds: int) -> None:
     )
     for number in range(QUEUE)
   ]
-  both = {}
-  for slots in (1, SLOTS):
-    both[slots] = Batcher(
+  batchers = {
+    slots: Batcher(
       weights,
       config,
       COMPUTE["float32"],
@@ -164,17 +163,23 @@ def queue(weights: dict, config: ModelConfig, rounds: int) -> None:
       chunk=NEW if slots == 1 else 16,
       decode=lambda ids: "",
     )
-  runs = {slots: functools.partial(lambda b: list(b.run(requests)), b) for slots, b in both.items()}
-  outputs = [sorted((d.number, d.tokens) for d in run()) for run in runs.values()]
-  same = sum(a == b for a, b in zip(*outputs, strict=True))
-  times = [[seconds(run) for run in runs.values()] for _ in range(rounds)]
-  tokens = sum(len(ids) for _, ids in outputs[0])
-  one, many = (tokens / statistics.median(column) for column in zip(*times, strict=True))
-  ratio = statistics.median(alone / together for alone, together in times)
-  print(
-    f"  {QUEUE} requests of mixed lengths: {many:,.0f} tokens/s in {SLOTS} slots, {one:,.0f} one "
-    f"after another; ratio {ratio:.2f} ({same} of {QUEUE} with the same tokens)"
-  )
+    for slots in (1, *SLOTS)
+  }
+  runs = [functools.partial(lambda b: list(b.run(requests)), b) for b in batchers.values()]
+  alone, *others = [sorted((d.number, d.tokens) for d in run()) for run in runs]
+  times = [[seconds(run) for run in runs] for _ in range(rounds)]
+  tokens = sum(len(ids) for _, ids in alone)
+  print(f"  {QUEUE} requests of mixed lengths, one after another: ", end="")
+  print(f"{tokens / statistics.median(row[0] for row in times):,.0f} tokens/s")
+  for column, (slots, outputs) in enumerate(zip(SLOTS, others, strict=True), start=1):
+    ratio = statistics.median(row[0] / row[column] for row in times)
+    same = sum(a == b for a, b in zip(alone, outputs, strict=True))
+    speed = tokens / statistics.median(row[column] for row in times)
+    print(
+      f"    in {slots} slots: {speed:,.0f} tokens/s; ratio {ratio:.2f} ({same} of {QUEUE} with the "
+      "same tokens)",
+      flush=True,
+    )
 
 
 def random_model(folder: Path) -> None:
