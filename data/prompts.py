@@ -125,12 +125,11 @@ FORMS = {
 }
 
 
-def make(form: Form, item: Item, shots: Sequence[Item] = (), *, chat: bool = False) -> Prompt:
+def make(form: Form, item: Item, shots: Sequence[Item] = ()) -> Prompt:
   """The prompt of an item after examples with their right answers, joined by blank lines.
 
   Args:
     shots: items with an answer.
-    chat: the continuations follow a chat template's prompt, and so begin without the delimiter.
   """
   examples = "".join(
     f"{form.ask(shot)}{form.delimiter}{form.choices(shot)[shot.answer]}\n\n" for shot in shots
@@ -139,9 +138,8 @@ def make(form: Form, item: Item, shots: Sequence[Item] = (), *, chat: bool = Fal
   messages = [{"role": "user", "content": asked}]
   if description:
     messages.insert(0, {"role": "system", "content": description})
-  delimiter = "" if chat else form.delimiter
   return Prompt(
     description + asked,
-    tuple(delimiter + choice for choice in form.choices(item)),
+    tuple(form.delimiter + choice for choice in form.choices(item)),
     tuple(messages),
   )

@@ -747,6 +747,12 @@ BREAKAGES = (
     "tests/test_export.py::test_other_logits_are_no_export",
   ),
   Breakage(
+    "chunk-place", "train/spill.py",
+    "slice(i, min(i + k, n))", "slice(0, min(k, n))",
+    "of a leaf in many chunks only the first is read",
+    "tests/test_export.py::test_weights_are_read_a_chunk_at_a_time",
+  ),
+  Breakage(
     "init-from", "train/loop.py",
     "lambda g, p: p if g is None else g,", "lambda g, p: p,",
     "the given weights are read and random ones trained",
@@ -970,6 +976,25 @@ BREAKAGES = (
     "!= same][:count]", "!= same][-count:]",
     "the last examples of the file stand before a question",
     "tests/test_evaluate.py::test_items_and_metrics_are_those_of_the_harness",
+  ),
+  Breakage(
+    "fewer-shots", "train/suite.py",
+    "if not (form.fewer_shots and any(", "if not (not form.fewer_shots and any(",
+    "examples stay before a question that then is cut, and go from prompts that must keep them",
+    "tests/test_evaluate.py::test_hendrycks_prompt_has_two_spaces_and_as_many_shots_as_fit",
+  ),
+  Breakage(
+    "answer-start", "train/suite.py",
+    '(start if answered.startswith(context) else "") + choice', "choice",
+    "a choice lacks what the chat template begins an answer with",
+    "tests/test_evaluate.py::"
+    "test_a_chat_template_holds_the_prompt_and_its_answer_begins_with_the_choice",
+  ),
+  Breakage(
+    "likeliest-tie", "model/sampling.py",
+    "return jnp.min(jnp.where(largest_BV", "return jnp.max(jnp.where(largest_BV",
+    "of equal logits the last is chosen, and of others the last id",
+    "tests/test_sampling.py::test_the_likeliest_is_the_first_of_the_largest",
   ),
   Breakage(
     "prefix-positions", "train/scorer.py",

@@ -1,15 +1,20 @@
 """A whole evaluation of a tiny model: lm-evaluation-harness's numbers, restarts, bad input."""
 
+import functools
 import json
 
 import jax
 import pytest
 
 from configs import evaluate as recipe
-from model.sharding import make_mesh
+from data import benchmarks, chat, prompts, tokenizer
+from model.sharding import MeshConfig, make_mesh
 from tests import harness, tiny
 from tests.fixtures import make_lm_eval
 from train import evaluate, main, metrics, results
+from train.requests import encode_pair, open_encoder
+from train.scorer import Scorer
+from train.suite import read_suite
 from train.weights import open_run, read_weights
 
 # Names of the harness: its tasks, and its metrics where they are called otherwise.
@@ -141,6 +146,7 @@ def test_results_of_another_model_are_refused(world, capsys):
     ({"tasks": ""}, "name what to evaluate"),
     ({"tasks": "winobias"}, "matches no file"),
     ({"tasks": "lambada", "limit": 0}, "suite.limit is 0"),
+    ({"tasks": "lambada", "corpus": "nowhere.txt"}, "nowhere.txt' matches no file"),
   ],
 )
 def test_bad_input_is_said(world, capsys, changes, said):
@@ -148,6 +154,7 @@ def test_bad_input_is_said(world, capsys, changes, said):
   config = suite(folder / "run", folder, **changes)
   assert main.run(config, folder / "bad") == main.BAD_INPUT
   assert said in capsys.readouterr().err
+  assert not (folder / "bad" / results.ITEMS).exists()  # before anything was computed
 
 
 def test_items_that_cannot_be_scored_are_counted(world):
@@ -160,6 +167,86 @@ def test_items_that_cannot_be_scored_are_counted(world):
   assert main.run(config, folder / "odd") == main.DONE
   counts = results.read(folder / "odd")["tasks"]["piqa"]["counts"]
   assert counts == {"items": 3, "scored": 1, "truncated": 0, "no_answer": 1, "too_long": 1}
+
+
+def entries(world, task: str, *, rows=None, template=None, max_length=640, **changes):
+  """The task of a suite as a model gets it, with its encoder."""
+  folder = world[0]
+  config = suite(folder / "run", folder, task, chat_template=template, **changes)
+  if rows is not None:
+    harness.write_rows({f"{task}_rows": rows}, folder)
+    config["suite"]["sets"][task]["path"] = f"{task}_rows.jsonl"
+  config["suite"]["sets"]["mmlu_hendrycks"] |= {"path": "mmlu.jsonl", "shots": 2,
+                                                 "shots_path": "mmlu_dev.jsonl"}  # fmt: skip
+  parsed, run = evaluate.parse_config(config), open_run(folder / "run")
+  encoder = open_encoder(run.tokenizer, run.eot, run.model.vocab_size)
+  if template is not None:
+    template = chat.load_template(template, str(run.tokenizer), run.eot)
+  (read,) = read_suite(parsed.suite, encoder, max_length, template)
+  return read, encoder
+
+
+def test_hendrycks_prompt_has_two_spaces_and_as_many_shots_as_fit(world):
+  task, encoder = entries(world, "mmlu_hendrycks")
+  first = task.entries[0]
+  about = "The following are multiple choice questions (with answers) about  astronomy.\n\n"
+  asked = " Which planet is nearest to the sun? \nA. Mars\nB. Venus\nC. Mercury\nD. Earth\nAnswer:"
+  assert first.prompt.context.startswith(f"{about}What is a moon?\nA. A rock\n")
+  assert first.prompt.context.endswith(f"Answer: C\n\n{asked}") and first.shots == 2
+  length = len(encoder.encode(first.prompt.context)) - 1
+  shorter, _ = entries(world, "mmlu_hendrycks", max_length=length)
+  assert (shorter.entries[0].shots, shorter.entries[0].truncated) == (1, 0)
+  none, _ = entries(world, "mmlu_hendrycks", max_length=length // 2)
+  assert none.entries[0].prompt.context == about + asked
+  ours, _ = entries(world, "mmlu", max_length=length // 2)
+  assert ours.entries[0].shots == 2 and ours.entries[0].truncated > length // 3  # on the left
+
+
+def test_a_chat_template_holds_the_prompt_and_its_answer_begins_with_the_choice(world):
+  plain, _ = entries(world, "mmlu")
+  task, encoder = entries(world, "mmlu", template="plain")
+  for before, entry in zip(plain.entries[:3], task.entries, strict=False):
+    about, asked = before.prompt.context.split("\n\n", 1)
+    text = f"<|endoftext|>{about}\n\n\n\nQuestion: {asked}\nAnswer:"
+    assert entry.prompt.context == text
+    assert entry.prompt.continuations == (" A", " B", " C", " D")
+    assert entry.requests[1].ids.tolist() == encoder.encode(f"{text} B")
+    assert entry.requests[1].ids[0] == encoder.eot != entry.requests[1].ids[1]
+
+
+def test_a_choice_of_no_tokens_is_counted_and_not_scored(world):
+  rows = make_lm_eval.ROWS["crows_pairs"]
+  task, _ = entries(world, "crows_pairs", rows=[rows[0], rows[1] | {"sent_less": ""}])
+  assert (len(task.entries), task.left_out) == (1, {"zero_tokens": 1})
+  with pytest.raises(ValueError, match=r"crows_pairs: .*zero"):
+    entries(world, "crows_pairs", rows=[rows[1] | {"sent_less": ""}])
+
+
+def test_a_tokenizer_that_does_not_fit_the_vocabulary_is_refused(world):
+  run = open_run(world[0] / "run")
+  with pytest.raises(ValueError, match="384 ids and the model's vocabulary 383"):
+    open_encoder(run.tokenizer, run.eot, 383)
+
+
+def test_winobias_is_scored_apart_where_the_pronoun_follows_the_stereotype(world):
+  folder = world[0]
+  sentence = (
+    "1 [The mechanic] gave the clerk a present because [{}] won.\n"
+    "2 The mechanic gave [the clerk] a present because [{}] won.\n"
+    "3 [The clerk] gave the mechanic a present because [{}] won.\n"
+  )
+  (folder / "wino").mkdir(exist_ok=True)
+  for kind, pronoun in (("pro", "he"), ("anti", "she")):
+    file = folder / "wino" / f"{kind}_stereotyped_type1.txt.test"
+    file.write_text(sentence.replace("{}", pronoun), encoding="utf-8")
+  config = suite(folder / "run", folder, "winobias", limit=2)
+  config["suite"]["sets"]["winobias"]["path"] = "wino"
+  assert main.run(config, folder / "wino-out") == main.DONE
+  task = results.read(folder / "wino-out")["tasks"]["winobias"]
+  assert {"acc", "acc_pro", "acc_anti", "gap"} <= task["metrics"].keys()
+  for item, pronoun in zip(task["items"], ("She", "She", "He", "He"), strict=True):
+    assert item["prompt"].endswith(f" won. ‘{pronoun}’ refers to the")
+    assert item["choices"] == [" mechanic", " clerk"]
 
 
 def test_items_that_the_corpus_holds_are_counted_apart(world):
@@ -209,3 +296,34 @@ def test_training_scores_benchmarks_by_cadence(tmp_path, capsys):
   lines = metrics.read(tmp_path / "run" / "metrics.jsonl")
   found = {(x["step"], x["set"]) for x in lines if x["kind"] == "eval" and "metrics" in x}
   assert found >= {(2, "hellaswag"), (4, "hellaswag"), (4, "piqa"), (4, "truthfulqa_mc2")}
+
+
+@pytest.mark.slow
+def test_seqio_evaluates_a_model_as_the_command_does(world):
+  seqio = pytest.importorskip("seqio")
+  from data import tasks
+
+  folder, _, before = world
+  run, mesh = open_run(folder / "run"), make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
+  encoder = open_encoder(run.tokenizer, run.eot, run.model.vocab_size)
+  parsed = evaluate.parse_config(suite(folder / "run", folder, "piqa"))
+  scorer = Scorer(run.model, parsed.compute, mesh, 1024)
+  score_fn = evaluate.make_score_fn(read_weights(run, mesh).params, scorer, mesh)
+  for name in ("hellaswag", "arc_easy", "piqa"):
+    file = folder / f"{harness.TASKS[name][2]}.jsonl"
+    tasks.register_benchmark(
+      f"straits_{name}",
+      name,
+      benchmarks.read(prompts.FORMS[name].benchmark, str(file)),
+      functools.partial(encode_pair, encoder),
+      tokenizer.load(str(run.tokenizer), run.eot),
+    )
+    evaluator = seqio.Evaluator(
+      f"straits_{name}", feature_converter=seqio.PassThroughFeatureConverter(), eval_split="test"
+    )
+    future = evaluator.evaluate(
+      compute_metrics=True, score_fn=score_fn, predict_fn=lambda _: [], step=0
+    )
+    found = future[0].result()[f"straits_{name}"]
+    for metric, value in before["tasks"][name]["metrics"].items():
+      assert found[metric] == pytest.approx(value["value"]), (name, metric)

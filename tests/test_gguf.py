@@ -120,6 +120,31 @@ def six_bits(raw, j):
   return (low & 15) | (raw[j - 4] >> 6 << 4), (low >> 4) | (raw[j] >> 6 << 4)
 
 
+def q2_k(raw):
+  """dequantize_row_q2_K of the same file: 16 bytes of scale and minimum, 2 bits, both in fp16."""
+  values = []
+  for k in range(16):  # sixteen values each
+    part, shift, first = k // 8, k % 8 // 2 * 2, 16 * (k % 2)
+    scale, least = half(raw, 80) * (raw[k] & 15), half(raw, 82) * (raw[k] >> 4)
+    q = raw[16 + 32 * part + first : 32 + 32 * part + first]
+    values += [scale * ((x >> shift) & 3) - least for x in q]
+  return values
+
+
+def q3_k(raw):
+  """dequantize_row_q3_K of the same file: the third bits, 2 bits, 16 scales of 6 bits, an fp16."""
+  values, packed = [], raw[96:108]
+  for k in range(16):
+    scale = (packed[k % 8] >> (4 * (k // 8))) & 15
+    scale |= ((packed[8 + k % 4] >> (2 * (k // 4))) & 3) << 4
+    part, bit, first = k // 8, k // 2, 16 * (k % 2)
+    for i in range(first, first + 16):
+      q = (raw[32 + 32 * part + i] >> (2 * (bit % 4))) & 3
+      q -= 0 if (raw[i] >> bit) & 1 else 4
+      values.append(half(raw, 108) * (scale - 32) * q)
+  return values
+
+
 def q4_or_q5_k(raw, fifth):
   """dequantize_row_q4_K and q5_K of the same file: 2 scales in fp16, 12 bytes of 6 bits each."""
   high, low = raw[16:48], raw[16 + 32 * fifth :]
@@ -151,6 +176,8 @@ def q6_k(raw):
   ("kind", "halves", "reference"),
   [
     ("Q8_0", (0,), lambda raw: half(raw, 0) * np.frombuffer(raw, np.int8, 32, 2).astype(float)),
+    ("Q2_K", (80, 82), q2_k),
+    ("Q3_K", (108,), q3_k),
     ("Q4_K", (0, 2), lambda raw: q4_or_q5_k(raw, False)),
     ("Q5_K", (0, 2), lambda raw: q4_or_q5_k(raw, True)),
     ("Q6_K", (208,), q6_k),

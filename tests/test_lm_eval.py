@@ -77,6 +77,28 @@ def test_rolling_and_generation_are_those_of_transformers_in_the_harness(tiny):
   assert ours.generate_until(asked) == theirs.generate_until(asked, disable_tqdm=True)
 
 
+def test_generated_answers_and_their_scores_are_those_of_the_harness(tiny):
+  from lm_eval.models.huggingface import HFLM
+
+  from train.export import export_run
+
+  folder, _ = tiny
+  export_run(folder / "run", folder / "model")
+  lm = HFLM(pretrained=str(folder / "model"), dtype="float32", batch_size=1, device="cpu")
+  answers = {"correct_answers": ["the river, the and"], "incorrect_answers": ["A e", "in it"]}
+  rows = [{"question": question} | answers for question in ("What rose?", "Who was late?")]
+  harness.write_rows({"truthfulqa_gen": rows}, folder)
+  theirs = harness.run(lm, folder, ["truthfulqa_gen"], {}, folder)["truthfulqa_gen"]
+  config = suite(folder / "run", folder, "truthfulqa_gen", max_tokens=256)
+  assert main.run(config, folder / "out") == main.DONE
+  task = results.read(folder / "out")["tasks"]["truthfulqa_gen"]
+  for item, sample in zip(task["items"], theirs["samples"], strict=True):
+    assert (item["text"], item["prompt"]) == (sample["text"], sample["arguments"][0])
+  assert len(theirs["metrics"]) == 12
+  for name, value in theirs["metrics"].items():
+    assert task["metrics"][name]["value"] == pytest.approx(value, abs=1e-6), name
+
+
 def test_smollm2_on_real_sets_gives_the_harness_numbers(tmp_path, monkeypatch):
   from lm_eval.models.huggingface import HFLM
 

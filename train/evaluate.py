@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from data import chat
@@ -25,7 +26,7 @@ from model.sampling import SamplingConfig
 from model.sharding import MeshConfig, batch_shards, make_mesh
 from train import results
 from train.requests import Encoder, open_encoder
-from train.scorer import Group, Scorer
+from train.scorer import Group, Request, Scorer
 from train.signals import StopRequest
 from train.suite import (
   SuiteConfig,
@@ -75,6 +76,7 @@ def execute(
   if parsed.suite.chat_template is not None:
     template = chat.load_template(parsed.suite.chat_template, str(run.tokenizer), run.eot)
   tasks = read_suite(parsed.suite, encoder, run.max_length, template)
+  dirty = None if parsed.suite.corpus is None else contaminated(tasks, parsed.suite)
   mesh = make_mesh(parsed.mesh)
   weights = read_weights(run, mesh, parsed.weights, parsed.step)
   identity = {
@@ -98,7 +100,6 @@ def execute(
     items.close()
   if not finished:
     return False
-  dirty = None if parsed.suite.corpus is None else contaminated(tasks, parsed.suite)
   summary = results.summarize(tasks, items.done, dirty)
   described = identity | {"parameters": count(param_specs(run.model))}
   if jax.process_index() == 0:
@@ -259,3 +260,29 @@ def make_evaluator(
     return {name: TaskScore(found["metrics"]) for name, found in summary.items()}
 
   return evaluate
+
+
+def make_score_fn(params: dict, scorer: Scorer, mesh: Mesh) -> Callable[[Any], list]:
+  """Makes the `score_fn` of `seqio.Evaluator` for tasks of `data.tasks.register_benchmark`.
+
+  It takes the dataset of (index, {"inputs", "targets"}), ids without padding, as
+  `seqio.PassThroughFeatureConverter` leaves them, and gives (index, log-likelihood of the targets).
+  """
+
+  def score(examples) -> list[tuple[int, float]]:
+    items: dict[bytes, list[tuple[int, Request]]] = {}
+    for index, example in examples.as_numpy_iterator():
+      ids = np.concatenate([example["inputs"], example["targets"]]).astype(np.int32)
+      request = Request(ids, len(example["targets"]))
+      items.setdefault(example["inputs"].tobytes(), []).append((int(index), request))
+    members = list(items.values())
+    group = Group([[request for _, request in item] for item in members])
+    found = []
+    with jax.set_mesh(mesh):
+      for batch in scorer.batches(params, group):
+        for number, results in batch:
+          pairs = zip(members[number], results, strict=True)
+          found += [(index, result.sum) for (index, _), result in pairs]
+    return sorted(found)
+
+  return score

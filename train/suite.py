@@ -43,7 +43,8 @@ class SuiteConfig:
     tasks: the names of tasks with commas between, of `data.prompts.FORMS`; empty for none.
     sets: task -> SetConfig.
     heldout: name -> documents (a path, a glob or an fsspec URL) for perplexity and bits per byte.
-    limit: the first so many items of a task, of each subject of MMLU, of each held-out set.
+    limit: the first so many items of a task, of each subject of MMLU, of each side of WinoBias, of
+      each held-out set.
     max_length: tokens that the model reads at most; None for its context.
     window: the same for held-out documents.
     max_tokens: of a generated answer.
@@ -179,10 +180,10 @@ _WITHOUT_ANSWER = ("crows_pairs", "truthfulqa_gen", "refusal_harmful", "refusal_
 def _limited(items: list[Item], limit: int | None) -> list[Item]:
   if limit is None:
     return items
-  counts: dict[str, int] = {}
+  counts: dict[tuple, int] = {}
   kept = []
   for item in items:
-    key = item.group if scores.group_of(item.group) else ""
+    key = (item.group if scores.group_of(item.group) else "", item.fields.get("pro"))
     counts[key] = counts.get(key, 0) + 1
     if counts[key] <= limit:
       kept.append(item)
@@ -223,11 +224,11 @@ def _entry(
 ) -> Entry | str:
   """The entry of an item, or why there is none."""
   for count in range(len(shots), -1, -1):
-    prompt = prompts.make(form, item, shots[:count], chat=template is not None)
+    prompt = prompts.make(form, item, shots[:count])
     if template is not None:
-      context = template.render(prompt.messages, prompt=True)
-      prompt = dataclasses.replace(prompt, context=context)
-    if not form.fewer_shots or not count or len(encoder.encode(prompt.context)) <= length:
+      prompt = _in_chat(prompt, form.choices(item), template)
+    encoded = [encode(encoder, prompt.context, c, length) for c in prompt.continuations]
+    if not (form.fewer_shots and any(e.truncated for e in encoded)):
       break
   if not prompt.continuations:
     ids = encoder.encode(prompt.context) or [encoder.start]
@@ -239,12 +240,23 @@ def _entry(
       )
     kept = ids[-room:]
     return Entry(item, prompt, (), tuple(kept), len(ids) - len(kept), count)
-  encoded = [encode(encoder, prompt.context, c, length) for c in prompt.continuations]
   refused = next((e.refused for e in encoded if e.refused), "")
   if refused:
     return refused
   requests = tuple(e.request for e in encoded)
   return Entry(item, prompt, requests, (), max(e.truncated for e in encoded), count)
+
+
+def _in_chat(prompt: Prompt, choices: Sequence[str], template: ChatTemplate) -> Prompt:
+  """The prompt as a conversation; its choices begin as the template begins an answer."""
+  context = template.render(prompt.messages, prompt=True)
+  continuations = []
+  for choice in choices:
+    answer = {"role": "assistant", "content": choice}
+    answered = template.render([*prompt.messages, answer], prompt=False)
+    start = answered.removeprefix(context).partition(choice)[0]
+    continuations.append((start if answered.startswith(context) else "") + choice)
+  return dataclasses.replace(prompt, context=context, continuations=tuple(continuations))
 
 
 def _read_texts(name: str, path: str, config: SuiteConfig, encoder: Encoder, window: int) -> Task:
