@@ -44,14 +44,18 @@ class Documents:
     return len(self.spans)
 
   def read(self, indices: Sequence[int] | np.ndarray) -> list[str]:
-    """The texts of the documents at `indices`."""
+    """The texts of the documents at `indices`.
+
+    Raises:
+      ValueError: a file is no longer the one that they were found in.
+    """
     files, starts, stops = self.spans[np.asarray(indices, np.int64)].T.tolist()
     paths = [self.files.paths[file] for file in files]
     if any(path.endswith(array_records.SUFFIX) for path in paths):
       payloads = self._records(paths, starts, stops)
     else:
       payloads = self.files.fs.cat_ranges(paths, starts, stops, on_error="raise")
-    return [_text(path, payload) for path, payload in zip(paths, payloads, strict=True)]
+    return [_again(path, payload) for path, payload in zip(paths, payloads, strict=True)]
 
   def _records(self, paths, starts, stops) -> list[bytes]:
     """The documents, some of which are records; one request a file."""
@@ -163,6 +167,16 @@ def _payloads(fs, path: str) -> Iterator[tuple[int, int, int, bytes]]:
       if payload.strip():
         yield line, offset, offset + len(payload), payload
       offset += len(payload)
+
+
+def _again(path: str, payload: bytes) -> str:
+  """The text of a document that could be read before."""
+  try:
+    return _text(path, payload)
+  except ValueError as error:
+    raise ValueError(
+      f"{path} has changed since its documents were found: {error}. Restore the file."
+    ) from error
 
 
 def _text(path: str, payload: bytes) -> str:

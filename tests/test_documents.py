@@ -3,6 +3,7 @@
 import json
 import logging
 import multiprocessing
+import os
 
 import fsspec
 import numpy as np
@@ -82,6 +83,15 @@ def test_errors_name_the_source(tmp_path):
     find(str(tmp_path / "*"))
   (tmp_path / "odd[1].jsonl").write_text('{"text": "x"}')
   assert open_documents(tmp_path / "odd[1].jsonl")[1] == ["x"]
+
+
+def test_a_file_that_changes_under_a_run_is_named(tmp_path):
+  path = tmp_path / "a.jsonl"
+  path.write_text("".join(json.dumps({"text": f"{i} " * 9}) + "\n" for i in range(9)))
+  documents, _ = open_documents(path)
+  os.truncate(path, 100)
+  with pytest.raises(ValueError, match=r"a\.jsonl has changed since .* Restore the file"):
+    documents.read([8])
 
 
 def planted(rng, similarity, words=400):
