@@ -7,6 +7,7 @@ this module; it is the only one that imports seqio.
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import seqio
@@ -198,6 +199,15 @@ def register_evaluations(
     )
     for task, path in paths.items()
   ]
+
+
+class Unpadded(seqio.PassThroughFeatureConverter):
+  """Of a benchmark's `seqio.Evaluator`: the ids of inputs and targets as they are."""
+
+  pack = False  # which seqio's own class leaves undefined, like the next
+  TASK_FEATURES: ClassVar = {
+    name: seqio.FeatureConverter.FeatureSpec(dtype=tf.int32) for name in ("inputs", "targets")
+  }
 
 
 def register_benchmark(

@@ -319,7 +319,7 @@ def test_seqio_evaluates_a_model_as_the_command_does(world):
       tokenizer.load(str(run.tokenizer), run.eot),
     )
     evaluator = seqio.Evaluator(
-      f"straits_{name}", feature_converter=seqio.PassThroughFeatureConverter(), eval_split="test"
+      f"straits_{name}", feature_converter=tasks.Unpadded(), eval_split="test"
     )
     future = evaluator.evaluate(
       compute_metrics=True, score_fn=score_fn, predict_fn=lambda _: [], step=0

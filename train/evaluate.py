@@ -265,8 +265,8 @@ def make_evaluator(
 def make_score_fn(params: dict, scorer: Scorer, mesh: Mesh) -> Callable[[Any], list]:
   """Makes the `score_fn` of `seqio.Evaluator` for tasks of `data.tasks.register_benchmark`.
 
-  It takes the dataset of (index, {"inputs", "targets"}), ids without padding, as
-  `seqio.PassThroughFeatureConverter` leaves them, and gives (index, log-likelihood of the targets).
+  It takes the dataset of (index, {"inputs", "targets"}), as `data.tasks.Unpadded` leaves them, and
+  gives (index, log-likelihood of the targets).
   """
 
   def score(examples) -> list[tuple[int, float]]:
