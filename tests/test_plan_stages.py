@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import jax
 import pytest
@@ -120,6 +121,32 @@ def test_the_weights_are_gathered_once_and_the_rollout_waits_for_no_network(plan
   assert sum(c["count"] for c in layers) == 2 * (2 + 2 * 7)
 
 
+def test_updates_and_measures_say_which_model_each_instruction_is_of():
+  config = ppo.parse_config(small_ppo().to_dict())
+  mesh = make_mesh(config.mesh)
+  for part in plan_ppo.parts(config, plan_ppo.Models(config, mesh), mesh):
+    if part.name in ("measure", "update"):
+      with jax.set_mesh(mesh):
+        text = part.trace().lower().as_text(debug_info=True)
+      wanted = ("policy", "critic") if part.name == "update" else plan_ppo.SCOPES
+      assert all(re.search(rf"[\"/]{scope}/", text) for scope in wanted)
+
+
+def test_without_a_critic_there_is_one_update():
+  config = small_ppo()
+  config.advantage.update(method="grpo", whiten=False)
+  config.rollout.samples = 2
+  config.data.batch_size = 8
+  parsed = ppo.parse_config(config.to_dict())
+  mesh = make_mesh(parsed.mesh)
+  parts = {p.name: p for p in plan_ppo.parts(parsed, plan_ppo.Models(parsed, mesh), mesh)}
+  assert parts["update"].held == ("model",)
+  with jax.set_mesh(mesh):
+    parts["measure"].trace()
+    states, _ = parts["update"].trace().out_info
+  assert set(states) == {"model"}
+
+
 def test_with_adapters_no_reference_is_held(on_cpu):
   config = small_ppo()
   config.lora.rank = 2
@@ -167,6 +194,9 @@ def test_a_loop_that_does_not_say_how_often_runs_as_often_as_one_says():
   once = estimate(module, shape, cluster)
   assert once.unknown_loops == 1 and once.seconds > 0
   assert estimate(module, shape, cluster, trips=7).seconds == pytest.approx(7 * once.seconds)
+  named = LOOP.replace("copy(%x)", 'copy(%x), metadata={op_name="jit(f)/critic/copy"}')
+  found = estimate(hlo.parse(named), shape, cluster, 2, ("policy", "critic"))
+  assert found.by_scope == {"policy": 0.0, "critic": pytest.approx(2 * once.seconds)}
 
 
 def test_seconds_of_programs_add_up_and_peaks_hold_what_lies_beside_them():

@@ -140,13 +140,16 @@ def make_measure(config: PPOConfig, mesh: Mesh) -> Callable[..., dict[str, jax.A
         config.compute,
       )
 
-    own_BT, entropy_BT = log_probs(policy)
-    reference_BT, _ = log_probs(lora.without(policy) if reference is None else reference)
+    with jax.named_scope("policy"):
+      own_BT, entropy_BT = log_probs(policy)
+    with jax.named_scope("reference"):
+      reference_BT, _ = log_probs(lora.without(policy) if reference is None else reference)
     values_BT = jnp.zeros_like(own_BT)
     if critic is not None:
-      values_BT = response_values(
-        critic, batch["tokens"], batch["mask"], length, config.model, config.compute
-      )
+      with jax.named_scope("critic"):
+        values_BT = response_values(
+          critic, batch["tokens"], batch["mask"], length, config.model, config.compute
+        )
     return {
       "log_probs": own_BT,
       "entropy": entropy_BT,

@@ -125,8 +125,9 @@ def make_update(config: PPOConfig, models: Models, mesh: Mesh) -> Callable[..., 
     )
     out, metrics = {}, {}
     for name, step in steps.items():
-      out[name], numbers = step(states[name], batch)
       prefix = "policy" if name == POLICY else name
+      with jax.named_scope(prefix):
+        out[name], numbers = step(states[name], batch)
       metrics |= {f"{prefix}/{key}": value for key, value in numbers.items()}
     return out, metrics
 

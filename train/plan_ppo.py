@@ -42,6 +42,7 @@ from train.workdir import write_atomically
 GIB = 2**30
 # What a device holds all the time, beside what a program computes.
 REFERENCE, REWARDS = "reference", "reward models"
+SCOPES = ("policy", "reference", "critic")  # named in the programs that have several models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +229,7 @@ def cost(
   """What one program takes: seconds of a run by category, and the peak with all that is held."""
   module = hlo.parse(text)
   shape, timed = dict(mesh.shape), on_gpu or cluster.platform == "cpu"
-  found = estimate(module, shape, cluster, part.trips)
+  found = estimate(module, shape, cluster, part.trips, SCOPES)
   peak = memory["peak"] or (
     memory["argument"] + memory["temp"] + memory["output"] - memory["alias"]
   )
@@ -238,6 +239,7 @@ def cost(
     "runs": part.runs,
     "seconds": None,
     "waterfall": {},
+    "of_which": {},
     "flops": sum(found.flops.values()),
     "range": {},
     "own_bytes": peak if on_gpu else None,
@@ -247,6 +249,10 @@ def cost(
   if timed:
     one["seconds"] = found.seconds
     one["waterfall"] = dict(sorted(found.waterfall.items(), key=lambda item: -item[1]))
+    one["of_which"] = {name: s for name, s in found.by_scope.items() if s}
+    if part.trips > 1:
+      prompts = estimate(module, shape, cluster, 0).seconds
+      one["of_which"] = {"prompts": prompts, "a token": (found.seconds - prompts) / part.trips}
     one["range"] = {
       end: estimate(module, shape, cluster.replaced(values), part.trips).seconds
       for end, values in range_ends(cluster).items()
@@ -308,7 +314,8 @@ def render(plan: Mapping[str, Any]) -> str:
     )
     for one in plan["programs"]:
       shown = ", ".join(f"{name} {s:.3f}" for name, s in list(one["waterfall"].items())[:6])
-      lines.append(f"  {one['name']:<10}{shown}")
+      within = ", ".join(f"{name} {s:.4f}" for name, s in one["of_which"].items())
+      lines.append(f"  {one['name']:<10}{shown}{within and f' (of which {within})'}")
     lines += [
       "",
       f"{plan['samples_per_second']:.1f} responses/s, {plan['utilization']:.1%} of the peak in "

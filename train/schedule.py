@@ -8,7 +8,7 @@ collective's channels hold the rest.
 
 import collections
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from train.cluster import Cluster
@@ -30,9 +30,10 @@ class Collective:
 
 @dataclasses.dataclass
 class Estimate:
-  """A step's time: `waterfall` adds up to it."""
+  """A step's time: `waterfall` adds up to it; `by_scope` has what named scopes take of it."""
 
   waterfall: dict[str, float]
+  by_scope: dict[str, float]
   collectives: list[Collective]
   flops: dict[str, float]
   rematerialized_flops: float
@@ -47,9 +48,16 @@ class Estimate:
 class _Clock:
   """The two streams, and who keeps compute waiting."""
 
-  def __init__(self, module: Module, mesh_shape: Mapping[str, int], cluster: Cluster, trips: int):
+  def __init__(
+    self,
+    module: Module,
+    mesh_shape: Mapping[str, int],
+    cluster: Cluster,
+    trips: int,
+    scopes: Sequence[str],
+  ):
     self.module, self.mesh_shape, self.cluster = module, mesh_shape, cluster
-    self.trips = trips
+    self.trips, self.by_scope = trips, dict.fromkeys(scopes, 0.0)
     self.now = self.wire_free = self.host_free = 0.0
     self.ends: dict[str, float] = {}
     self.host_ends: dict[str, float] = {}
@@ -115,16 +123,13 @@ class _Clock:
 
   def _done(self, start: str) -> None:
     if start in self.host_ends:
-      wait = max(0.0, self.host_ends.pop(start) - self.now)
-      self.now += wait
-      self.waterfall["exposed host copy"] += wait
+      self._spend("exposed host copy", max(0.0, self.host_ends.pop(start) - self.now), "")
     if start not in self.ends:
       return  # of a fusion on another stream, which counted when it started
     entry = self.collectives[start]
     wait = max(0.0, self.ends.pop(start) - self.now)
-    self.now += wait
     entry.exposed_seconds += wait
-    self.waterfall[f"exposed {entry.traffic.op}"] += wait
+    self._spend(f"exposed {entry.traffic.op}", wait, entry.op_name)
 
   def _compute(self, instruction: Instruction, computation: Computation) -> None:
     key = (computation.name, instruction.name)
@@ -134,12 +139,18 @@ class _Clock:
     if cost is None:
       return
     shared = self._shared_seconds(cost.seconds)
-    self.now += cost.seconds + shared
-    self.waterfall[cost.category] += cost.seconds
-    self.waterfall["slowed by collectives"] += shared
+    self._spend(cost.category, cost.seconds, instruction.op_name)
+    self._spend("slowed by collectives", shared, instruction.op_name)
     self.flops[cost.category] += cost.flops
     if "rematted_computation" in instruction.op_name:
       self.rematerialized += cost.flops
+
+  def _spend(self, category: str, seconds: float, op_name: str) -> None:
+    self.now += seconds
+    self.waterfall[category] += seconds
+    for scope in self.by_scope:
+      if f"/{scope}/" in op_name:
+        self.by_scope[scope] += seconds
 
   def _shared_seconds(self, seconds: float) -> float:
     """What a kernel of `seconds` takes longer, while a collective holds some of the processors."""
@@ -159,7 +170,11 @@ def _named(instruction: Instruction, computation: Computation) -> Instruction:
 
 
 def estimate(
-  module: Module, mesh_shape: Mapping[str, int], cluster: Cluster, trips: int = 1
+  module: Module,
+  mesh_shape: Mapping[str, int],
+  cluster: Cluster,
+  trips: int = 1,
+  scopes: Sequence[str] = (),
 ) -> Estimate:
   """Walks the program once, loops as often as they run.
 
@@ -168,11 +183,13 @@ def estimate(
     mesh_shape: sizes of the mesh's axes in their order, whose product is the partitions.
     cluster: what the constants are of.
     trips: how often a loop runs that does not say it.
+    scopes: names of jax's named scopes, to tell what is spent in each.
   """
-  clock = _Clock(module, mesh_shape, cluster, trips)
+  clock = _Clock(module, mesh_shape, cluster, trips, scopes)
   clock.run(module.entry)
   return Estimate(
     waterfall=dict(clock.waterfall),
+    by_scope=clock.by_scope,
     collectives=list(clock.collectives.values()),
     flops=dict(clock.flops),
     rematerialized_flops=clock.rematerialized,
