@@ -136,7 +136,7 @@ def test_a_run_that_was_cut_goes_on_with_the_same_responses(done, base, tmp_path
   path = workdir / best_of_n.CANDIDATES
   whole = path.read_bytes()
   assert whole == (done / best_of_n.CANDIDATES).read_bytes()
-  path.write_bytes(whole[: int(0.55 * len(whole))])  # in a line, in a batch
+  path.write_bytes(whole[: int(0.7 * len(whole))])  # in a line, in a batch
   drawn = []
 
   def respond(*args):

@@ -43,7 +43,7 @@ parse_config = functools.partial(parse, DpoConfig)
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceScore:
-  """Of held-out pairs: the mean loss, how often the margin is positive, and its mean."""
+  """Of held-out pairs: mean loss, the share of positive margins (0 is half), mean margin."""
 
   loss: float
   accuracy: float
@@ -214,7 +214,8 @@ def score(found: np.ndarray, pairs: Sequence[Preference], config: DpoConfig) -> 
   """Of the policy's log-probabilities [N,2]."""
   margin = margins(found, pairs, config)
   loss = np.asarray(pair_losses(margin, config.loss))
-  return PreferenceScore(float(loss.mean()), float(np.mean(margin > 0)), float(margin.mean()))
+  right = np.where(margin == 0, 0.5, margin > 0)
+  return PreferenceScore(float(loss.mean()), float(right.mean()), float(margin.mean()))
 
 
 def margins(found: np.ndarray, pairs: Sequence[Preference], config: DpoConfig) -> np.ndarray:
