@@ -5,13 +5,16 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
 from configs import ppo
+from model.heads import scorer_specs
 from model.params import param_specs
 from model.sharding import MeshConfig, make_mesh
 from tests.build import model_config, numpy_params
+from train import reward_model
 from train.checkpoint import Checkpointer
 
 WORDS = tuple("abcdefghijklmno")
@@ -39,6 +42,24 @@ def make(folder: Path, seed: int = 0, model=MODEL) -> Path:
     "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
   )
   return folder
+
+
+def make_reward_model(path, folder, seed):
+  """A random reward model of two dimensions, with a scale, and its parameters."""
+  specs = scorer_specs(MODEL, 2)
+  rng = np.random.default_rng(seed)
+  params = numpy_params(specs, seed) | {
+    "normalization": {
+      name: rng.uniform(0.5, 1.5, 2).astype(np.float32)
+      for name in ("mean_S", "std_S", "weight_S", "temperature_S")
+    }
+  }
+  data = {
+    "tokenizer": str(folder / "tokenizer" / "tokenizer.json"), "eot": STOP,
+    "chat_template": None, "seq_len": 16,
+  }  # fmt: skip
+  reward_model.save(path, params, MODEL, ("good", "kind"), data)
+  return params
 
 
 def recipe(folder: Path, function, **sections) -> ConfigDict:

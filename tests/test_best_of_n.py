@@ -129,6 +129,22 @@ def test_a_run_keeps_the_best_of_each_prompt(done, base):
   assert not (done / best_of_n.ROWS).exists()
 
 
+def test_reward_models_rank_as_they_score(base, tmp_path):
+  paths = [tmp_path / "one", tmp_path / "two"]
+  for seed, path in enumerate(paths):
+    policy_run.make_reward_model(path, base, seed)
+  config = small(base)
+  config.reward.update(function=None, models=tuple(map(str, paths)), clip=100.0)
+  config.reward.weights = {}
+  workdir = tmp_path / "run"
+  assert main.run(config.to_dict(), workdir) == main.DONE
+  counts = json.loads((workdir / best_of_n.REPORT).read_text())["counts"]
+  assert counts["1"]["reward"] < counts["2"]["reward"] < counts["8"]["reward"]
+  assert set(counts["1"]["rewards"]) == {"good", "kind"}
+  lines = lines_of(workdir / best_of_n.CANDIDATES)
+  assert len({r["total"] for line in lines for r in line["responses"]}) > 50
+
+
 def test_a_run_that_was_cut_goes_on_with_the_same_responses(done, base, tmp_path):
   config = small(base)
   workdir = tmp_path / "run"

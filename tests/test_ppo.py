@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from data import questions as prompting
-from model.heads import scorer_specs, text_scores
+from model.heads import text_scores
 from model.sharding import make_mesh
 from model.transformer import forward
 from tests import policy_run
-from tests.build import compute_config, numpy_params
+from tests.build import compute_config
 from tests.compiled import compiled_once  # noqa: F401
-from train import main, reward_model
+from train import main
 from train.checkpoint import Checkpointer
 from train.iteration import rollout_key
 from train.metrics import read
@@ -257,27 +257,9 @@ def test_a_recipe_that_cannot_be_is_refused(folder, tmp_path, capsys, changes, m
   assert message in capsys.readouterr().err
 
 
-def make_reward_model(path, folder, seed):
-  """A random reward model of two dimensions, with a scale, and its parameters."""
-  specs = scorer_specs(policy_run.MODEL, 2)
-  rng = np.random.default_rng(seed)
-  params = numpy_params(specs, seed) | {
-    "normalization": {
-      name: rng.uniform(0.5, 1.5, 2).astype(np.float32)
-      for name in ("mean_S", "std_S", "weight_S", "temperature_S")
-    }
-  }
-  data = {
-    "tokenizer": str(folder / "tokenizer" / "tokenizer.json"), "eot": policy_run.STOP,
-    "chat_template": None, "seq_len": 16,
-  }  # fmt: skip
-  reward_model.save(path, params, policy_run.MODEL, ("good", "kind"), data)
-  return params
-
-
 def test_an_ensemble_of_reward_models_scores_and_the_critic_begins_as_the_first(folder, tmp_path):
   paths = [tmp_path / "one", tmp_path / "two"]
-  members = [make_reward_model(path, folder, seed) for seed, path in enumerate(paths)]
+  members = [policy_run.make_reward_model(path, folder, seed) for seed, path in enumerate(paths)]
   config = policy_run.recipe(
     folder, None, reward={"models": tuple(map(str, paths)), "function": None},
     sample={"kept": 16}, train={"steps": 2},

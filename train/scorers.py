@@ -12,7 +12,7 @@ from data import tokenizer
 from data.questions import Prompts
 from model import heads
 from model.config import ModelConfig
-from train import reward_model, xla
+from train import reward_model
 from train.experience import Responses, on_host
 from train.placement import from_whole
 from train.ppo_config import PPOConfig
@@ -99,8 +99,7 @@ def make_model_scores(config: PPOConfig, models: list[ModelConfig]) -> Callable[
     total_B = jnp.min(total_EB, axis=0) if least else jnp.mean(total_EB, axis=0)
     return jnp.mean(jnp.stack(raw_EBS), axis=0), jnp.mean(scores_EBS, axis=0), total_B
 
-  options = xla.jit_options(config.train.xla_profile, config.train.xla_options)
-  return jax.jit(compute, compiler_options=options)
+  return jax.jit(compute)
 
 
 def with_stop(
