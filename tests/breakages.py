@@ -227,13 +227,14 @@ BREAKAGES = (
   # The plan.
   Breakage(
     "host-copy-counts", "train/schedule.py",
-    '["exposed host copy"] += wait', '["exposed host copy"] += 0 * wait',
+    'self._spend("exposed host copy", max(0.0, self.host_ends.pop(start) - self.now), "")',
+    "self.host_ends.pop(start)",
     "waiting for host memory takes no time",
     "tests/test_search.py::test_copies_to_host_memory_are_hidden_behind_compute_or_exposed",
   ),
   Breakage(
     "collective-slows-compute", "train/schedule.py",
-    "self.now += cost.seconds + shared", "self.now += cost.seconds",
+    'self._spend("slowed by collectives", shared, instruction.op_name)', "pass",
     "compute beside a collective is as fast as alone",
     "tests/test_cost.py::test_a_collective_takes_processors_from_the_compute_beside_it",
   ),
