@@ -61,6 +61,7 @@ def get_config(raw: str = "raw") -> ConfigDict:
     "lambada": "extra/lambada*.jsonl",
   }.items():
     config.decontamination.sets[name] = {"reader": name, "path": str(evaluation / path)}
+  config.heldout_fraction = 0.0  # at scale 1e-5, so that training need not read all to split it
   config.format = "jsonl"
   config.shard_bytes = 64 * 2**20
   config.tokenizer = placeholder(str)

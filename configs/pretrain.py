@@ -95,6 +95,7 @@ def get_config() -> ConfigDict:
         "batch_size": 64,
         "stride": 4_096,
         "files": placeholder(str),
+        "sets": {},  # further ones by name
         "suite": None,  # benchmarks at the same steps: see configs/evaluate.py
       },
       "log": {"every": 10, "profile_every": 1_000, "peak_flops": placeholder(float)},

@@ -1,7 +1,10 @@
 """The reference run: a 37.1B decoder, 1.8T tokens, 128 H100s, about 11 weeks.
 
-    python -m train.plan --config configs/pretrain_37b.py                      (on a laptop, first)
-    python -m train.main --config configs/pretrain_37b.py --workdir=gs://...   (on every node)
+    python -m train.plan --config configs/pretrain_37b.py          (on a laptop, first)
+    python -m data.executors --config my_corpus.py --workdir corpus --executor slurm ...
+    python -m data.tokenizer train 'corpus/training/*-000000.array_record' corpus/tokenizer.json \\
+      --vocab_size 65536
+    python -m train.main --config configs/pretrain_37b.py --workdir /shared/37b   (on every node)
 
 Expected, as published: 52% model FLOPs utilization, 214,577 steps of 8,388,608 tokens. No machine
 of ours has run it; docs/plan.md says what its plan predicts, and how each setting of `compute` and
@@ -39,13 +42,15 @@ def get_config() -> ConfigDict:
   )
   config.mesh.update(data=1, fsdp=128)
   config.data.max_segments = 32  # the kernel launches for that many documents a row
+  # What data.corpus makes: no document is read before the step that trains on it.
+  weights = {"commoncrawl": 0.70, "web": 0.18, "academic": 0.08, "wikipedia": 0.04}  # ours
   config.data.sources = {
-    # The weights are ours; the source names the kinds alone.
-    "commoncrawl": {"path": "corpus/commoncrawl/*.jsonl", "weight": 0.70},
-    "web": {"path": "corpus/web/*.jsonl", "weight": 0.18},
-    "academic": {"path": "corpus/academic/*.jsonl", "weight": 0.08},
-    "wikipedia": {"path": "corpus/wikipedia/*.jsonl", "weight": 0.04},
+    name: {"path": f"corpus/training/{name}-*.array_record", "weight": weight}
+    for name, weight in weights.items()
   }
+  config.eval.sets = {name: f"corpus/heldout/{name}-*.array_record" for name in weights}
+  config.data.heldout_fraction = 0.0
+  config.data.tokenizer = "corpus/tokenizer.json"
   config.train.steps = 214_577  # 1.8e12 tokens / 8,388,608
   config.train.microbatches = 8  # one row of 8,192 tokens a GPU
   config.train.xla_profile = "h100"

@@ -17,10 +17,20 @@ from configs import quickstart
 def get_config(workdir: str = "out") -> ConfigDict:
   config = quickstart.get_config()
   manifest = json.loads((Path(workdir) / "manifest.json").read_text(encoding="utf-8"))
+
+  def places(part: str) -> dict[str, str]:
+    return {
+      name: str(Path(workdir) / source[part]["path"])
+      for name, source in manifest["sources"].items()
+      if source[part]["documents"]
+    }
+
   config.data.sources = {
-    name: {"path": str(Path(workdir) / source["training"]), "weight": source["weight"]}
-    for name, source in manifest["sources"].items()
-    if source["documents"]
+    name: {"path": path, "weight": manifest["sources"][name]["weight"]}
+    for name, path in places("training").items()
   }
   config.data.dedup_threshold = None  # there are no duplicates left
+  if held := places("heldout"):
+    config.data.heldout_fraction = 0.0
+    config.eval.sets = held
   return config

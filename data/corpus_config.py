@@ -86,6 +86,7 @@ class CorpusConfig:
     minhash: the signatures by which near duplicates are found.
     near_duplicates: what they are.
     decontamination: from which evaluation sets.
+    heldout_fraction: the share of documents, by hash, that go to `heldout` and not to `training`.
     format: of the documents for people, "jsonl" (zstd) or "parquet".
     shard_bytes: input files are worked on together, and make one shard, up to this size.
     tokenizer: a tokenizer that counts tokens for the report; null counts words.
@@ -104,6 +105,7 @@ class CorpusConfig:
   minhash: MinHash
   near_duplicates: NearDuplicates
   decontamination: Decontamination
+  heldout_fraction: float
   format: str
   shard_bytes: int
   tokenizer: str | None
@@ -119,6 +121,8 @@ class CorpusConfig:
         raise ValueError(f"a source is called {name!r}; names are letters, digits and underscores.")
     if self.format not in FORMATS:
       raise ValueError(f"format={self.format!r} must be one of {', '.join(FORMATS)}.")
+    if not 0 <= self.heldout_fraction < 1:
+      raise ValueError(f"heldout_fraction={self.heldout_fraction} must be in [0, 1).")
     if self.shard_bytes < 1:
       raise ValueError(f"shard_bytes={self.shard_bytes} must be at least 1.")
     for name in ("examples", "workers"):

@@ -49,33 +49,75 @@ class Documents:
     Raises:
       ValueError: a file is no longer the one that they were found in.
     """
-    files, starts, stops = self.spans[np.asarray(indices, np.int64)].T.tolist()
-    paths = [self.files.paths[file] for file in files]
-    if any(path.endswith(array_records.SUFFIX) for path in paths):
-      payloads = self._records(paths, starts, stops)
-    else:
-      payloads = self.files.fs.cat_ranges(paths, starts, stops, on_error="raise")
-    return [_again(path, payload) for path, payload in zip(paths, payloads, strict=True)]
+    spans = self.places(indices)
+    payloads = _read(self.files, spans)
+    return [_again(self.files.paths[f], p) for f, p in zip(spans[:, 0], payloads, strict=True)]
 
-  def _records(self, paths, starts, stops) -> list[bytes]:
-    """The documents, some of which are records; one request a file."""
-    payloads = [b""] * len(paths)
-    for path in dict.fromkeys(paths):
-      places = [i for i, other in enumerate(paths) if other == path]
-      first = [starts[i] for i in places]
-      if path.endswith(array_records.SUFFIX):
-        found = array_records.read(path, first)
-      else:
-        found = self.files.fs.cat_ranges(
-          [path] * len(places), first, [stops[i] for i in places], on_error="raise"
-        )
-      for place, payload in zip(places, found, strict=True):
-        payloads[place] = payload
-    return payloads
+  def places(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Where the documents at `indices` are, int64 [n, 3]: see `spans`."""
+    return self.spans[np.asarray(indices, np.int64)]
 
   def select(self, keep: np.ndarray) -> "Documents":
     """The documents where the boolean mask `keep` [N] is true."""
     return dataclasses.replace(self, spans=self.spans[keep])
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+  """All records of ArrayRecord files, as `Documents`, in memory that no number of them changes.
+
+  None was read beforehand, so bytes that are no UTF-8 are replaced, not refused.
+
+  Attributes:
+    files: where they are.
+    ends: int64 [F], the number of the documents in the first files, up to each.
+  """
+
+  files: Files
+  ends: np.ndarray
+
+  def __len__(self) -> int:
+    return int(self.ends[-1])
+
+  def read(self, indices: Sequence[int] | np.ndarray) -> list[str]:
+    """The texts of the documents at `indices`."""
+    payloads = _read(self.files, self.places(indices))
+    return [payload.decode("utf-8", errors="replace") for payload in payloads]
+
+  def places(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Where the documents at `indices` are, int64 [n, 3]: see `Documents.spans`."""
+    indices = np.asarray(indices, np.int64)
+    files = np.searchsorted(self.ends, indices, side="right")
+    first = indices - np.where(files > 0, self.ends[files - 1], 0)
+    return np.stack([files, first, first + 1], axis=1)
+
+
+def records(files: Files) -> Records | None:
+  """All records of `files`, unread; None where one of them is no ArrayRecord file."""
+  if not all(path.endswith(array_records.SUFFIX) for path in files.paths):
+    return None
+  return Records(files, np.cumsum([array_records.count(path) for path in files.paths]))
+
+
+def _read(files: Files, spans: np.ndarray) -> list[bytes]:
+  """The bytes of the documents at `spans`, some of which may be records; one request a file."""
+  numbers, starts, stops = spans.T.tolist()
+  paths = [files.paths[number] for number in numbers]
+  if not any(path.endswith(array_records.SUFFIX) for path in paths):
+    return files.fs.cat_ranges(paths, starts, stops, on_error="raise")
+  payloads = [b""] * len(paths)
+  for path in dict.fromkeys(paths):
+    places = [i for i, other in enumerate(paths) if other == path]
+    first = [starts[i] for i in places]
+    if path.endswith(array_records.SUFFIX):
+      found = array_records.read(path, first)
+    else:
+      found = files.fs.cat_ranges(
+        [path] * len(places), first, [stops[i] for i in places], on_error="raise"
+      )
+    for place, payload in zip(places, found, strict=True):
+      payloads[place] = payload
+  return payloads
 
 
 def find(pattern: str) -> Files:

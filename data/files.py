@@ -7,12 +7,15 @@ import hashlib
 import io
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+# What file systems say of a file that changes with its content, beside its size.
+_STAMPS = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "md5Hash")
 _ZSTD_LEVEL = 3
 _ROWS_TOGETHER = 512
 
@@ -33,7 +36,7 @@ def whole(path: Path) -> Iterator[Path]:
     OSError: it can't be written; Full, with its name, where the disk or a quota is full.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+  partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
   try:
     yield partial
     with partial.open("rb+") as file:
@@ -45,6 +48,16 @@ def whole(path: Path) -> Iterator[Path]:
     raise Full(f"{path} can't be written: {error}. Is the disk full?") from error
   finally:
     partial.unlink(missing_ok=True)
+
+
+def facts(fs: Any, path: str) -> list[Any] | None:
+  """What tells whether a file of an fsspec file system is another one than before, as JSON values.
+
+  Its name, its size, and times and tags; None where the file system has none of these.
+  """
+  info = fs.info(path)
+  stamps = [str(info[stamp]) for stamp in _STAMPS if info.get(stamp)]
+  return [path, info.get("size"), *stamps] if stamps else None
 
 
 def write_json(path: Path, value: Any) -> None:

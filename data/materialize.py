@@ -55,13 +55,8 @@ def write_texts(path: Path, texts: Iterable[str], none: str) -> None:
 
 
 def _key(paths: list[str]) -> str:
-  facts = []
-  for path in paths:
-    fs, inner = fsspec.core.url_to_fs(path)
-    info = fs.info(inner)
-    version = next((str(info[k]) for k in ("mtime", "ETag", "etag", "md5Hash") if k in info), "")
-    facts.append([path, info.get("size"), version])
-  return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
+  known = [files.facts(*fsspec.core.url_to_fs(path)) or path for path in paths]
+  return hashlib.blake2b(json.dumps(known).encode(), digest_size=8).hexdigest()
 
 
 def _texts(paths, max_bad_lines):

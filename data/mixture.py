@@ -10,7 +10,7 @@ import grain
 import numpy as np
 
 from data.config import DataConfig
-from data.documents import Documents
+from data.documents import Documents, Records
 from data.sources import Corpus
 from data.tokenizer import Tokenizer
 
@@ -62,7 +62,7 @@ class Mixture:
   """
 
   names: tuple[str, ...]
-  documents: tuple[Documents, ...]
+  documents: tuple[Documents | Records, ...]
   log: DataLog
   streams: int
   seed: int

@@ -13,8 +13,10 @@ import numpy as np
 
 from data import array_records, decontaminate, files, refine
 from data.corpus_config import CorpusConfig
+from data.heldout import is_held_out
 from data.units import Input, Unit
 
+PARTS = ("training", "heldout")
 DUPLICATES, LEAKS = ("exact_duplicate", "near_duplicate"), "decontamination"
 _COLUMNS = (
   *((name, "string") for name in ("id", "text", "source", "path")),
@@ -57,14 +59,15 @@ def publish(unit: Unit, units: Sequence[Unit], config: CorpusConfig, workdir: Pa
   names = {
     "documents": f"documents/{unit.name}.{'jsonl.zst' if config.format == 'jsonl' else 'parquet'}",
     "training": f"training/{unit.name}{array_records.SUFFIX}",
+    "heldout": f"heldout/{unit.name}{array_records.SUFFIX}",
     "provenance": f"provenance/{unit.name}.jsonl.zst",
   }
   index = _index(workdir)
   verdicts = _duplicates(unit, units, workdir)
-  number = 0
+  counts = dict.fromkeys(PARTS, 0)
   with contextlib.ExitStack() as stack:
     write_provenance = stack.enter_context(files.jsonl_writer(workdir / names["provenance"]))
-    writers = None
+    open_ = functools.cache(lambda kind: _open(stack, kind, workdir / names[kind], config))
     for row in files.read_jsonl(refine.paths(workdir, unit).documents):
       start = time.process_time()
       text = row.pop("text", None)
@@ -77,19 +80,18 @@ def publish(unit: Unit, units: Sequence[Unit], config: CorpusConfig, workdir: Pa
       if rejection:
         row["decisions"].append(rejection)
       elif text is not None:
-        if writers is None:  # a shard without documents is no file
-          writers = _open(stack, workdir, names, config)
-        write_document, training = writers
-        write_document(_document(row, text, unit, config))
-        training.write(text)
-        row |= {"shard": names["training"], "record": number}
-        number += 1
+        part = PARTS[is_held_out(text, config.heldout_fraction)]
+        open_("documents")(_document(row, text, unit, config))
+        open_(part)(text)  # a shard without documents is no file
+        row |= {"shard": names[part], "record": counts[part]}
+        counts[part] += 1
       write_provenance(row)
       seconds["write"] += time.process_time() - start
   written = [name for name in names.values() if (workdir / name).exists()]
   stats = {
     "source": unit.source,
-    "kept": number,
+    "kept": sum(counts.values()),
+    "parts": counts,
     **tally.summary(),
     "seconds": seconds,
     "files": [
@@ -105,14 +107,14 @@ def publish(unit: Unit, units: Sequence[Unit], config: CorpusConfig, workdir: Pa
   return stats
 
 
-def _open(stack, workdir, names, config):
-  path = workdir / names["documents"]
+def _open(stack, kind, path, config):
+  """What writes a document to a file of a kind, once it is open."""
+  if kind in PARTS:
+    partial = stack.enter_context(files.whole(path))
+    return stack.enter_context(array_records.Writer(str(partial))).write
   if config.format == "jsonl":
-    write = stack.enter_context(files.jsonl_writer(path))
-  else:
-    write = stack.enter_context(files.parquet_writer(path, _COLUMNS))
-  partial = stack.enter_context(files.whole(workdir / names["training"]))
-  return write, stack.enter_context(array_records.Writer(str(partial)))
+    return stack.enter_context(files.jsonl_writer(path))
+  return stack.enter_context(files.parquet_writer(path, _COLUMNS))
 
 
 def _document(row: dict, text: str, unit: Unit, config: CorpusConfig) -> dict[str, Any]:
@@ -180,11 +182,15 @@ def manifest(
     documents, size, tokens = (sum(column) for column in zip(*passed, strict=True))
     sources[name] = {
       "weight": source.weight,
-      "training": f"training/{name}-*{array_records.SUFFIX}",
       "documents": documents,
       "bytes": size,
       "tokens": tokens,
     }
+    for part in PARTS:
+      sources[name][part] = {
+        "path": f"{part}/{name}-*{array_records.SUFFIX}",
+        "documents": sum(s["parts"][part] for s in published if s["source"] == name),
+      }
   return {
     "recipe": settings,
     "sources": sources,

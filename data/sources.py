@@ -1,18 +1,20 @@
 """From the configured sources to documents to train on and documents held out."""
 
-import dataclasses
 import hashlib
+import itertools
+import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from data import array_records, dedup, embedded, materialize, tiktoken_bpe, tokenizer
+from data import array_records, dedup, embedded, index, materialize, tiktoken_bpe, tokenizer
 from data.config import DataConfig
-from data.documents import Documents, find, scan
+from data.documents import Documents, Files, Records, find, records, scan
 from data.heldout import is_held_out
+from data.index import Corpus
 
 EMBEDDED = "embedded"
 SEQIO = "seqio:"
@@ -21,28 +23,13 @@ _SAMPLED = 256
 _READ_TOGETHER = 256
 
 
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-  """The documents of a run.
-
-  Attributes:
-    train: name of the source -> its documents to train on, in order of the names.
-    heldout: all sources' held-out documents, by name of the source.
-    fingerprint: a hash of the training documents and their order.
-    duplicates: how many near-duplicates were left out.
-  """
-
-  train: dict[str, Documents]
-  heldout: dict[str, Documents]
-  fingerprint: str
-  duplicates: int
-
-
 def open_corpus(config: DataConfig, workdir: Path) -> Corpus:
-  """Reads all sources once: finds their documents, removes near-duplicates, splits by hash.
+  """Finds the documents of all sources, removes near-duplicates, splits by hash.
 
   Near-duplicates go first, across all sources, so that no held-out document has a double among
-  those to train on.
+  those to train on. All of that reads every document once, and is kept in the folder `corpus` for
+  the next start. ArrayRecord files of which nothing is to be removed or held out are not read at
+  all: a record is a document, and the fingerprint is made of their sizes and a record of each.
 
   Args:
     workdir: the run's; sources without random access are written to its folder `corpus`.
@@ -50,18 +37,53 @@ def open_corpus(config: DataConfig, workdir: Path) -> Corpus:
   Raises:
     ValueError: a source matches no file, has too many bad lines, or has no document left.
   """
-  scanned, hashes, shingles, heldout = {}, [], [], []
+  folder, files = workdir / "corpus", {}
   for name in sorted(config.sources):
-    path = _path(config.sources[name].path, workdir / "corpus", config.max_bad_lines)
-    files = find(path)
+    files[name] = find(_path(config.sources[name].path, folder, config.max_bad_lines))
+  unread = {}
+  if config.dedup_threshold is None and not config.heldout_fraction:
+    unread = {name: found for name in files if (found := records(files[name])) is not None}
+  files = {name: source for name, source in files.items() if name not in unread}
+  found = _read_once(config, files, folder / "index.npz")
+  train: dict[str, Documents | Records] = found.train | unread
+  fingerprint = found.fingerprint
+  if unread:
+    digest = hashlib.blake2b(fingerprint.encode(), digest_size=8)
+    for name, source in unread.items():
+      digest.update(_facts(name, source))
+    fingerprint = digest.hexdigest()
+  return Corpus(dict(sorted(train.items())), found.heldout, fingerprint, found.duplicates)
+
+
+def _facts(name: str, source: Records) -> bytes:
+  """What the fingerprint has of documents that are not read: a record of each file, and counts."""
+  ends = [0, *source.ends.tolist()]
+  middles = source.read([(first + last) // 2 for first, last in itertools.pairwise(ends)])
+  return json.dumps([name, ends, middles]).encode()
+
+
+def _read_once(config: DataConfig, files: Mapping[str, Files], path: Path) -> Corpus:
+  """What reading the files finds, or found before and kept at `path`."""
+  key = index.key_of(config, files)
+  found = index.read(path, key, files)
+  if found is None:
+    found = _scan(config, files)
+    if key is not None and files:
+      index.write(path, key, found)
+  return found
+
+
+def _scan(config: DataConfig, files: Mapping[str, Files]) -> Corpus:
+  scanned, hashes, shingles, heldout = {}, [], [], []
+  for name, source in files.items():
     spans = []
-    for span, text in scan(files, config.max_bad_lines):
+    for span, text in scan(source, config.max_bad_lines):
       spans.append(span)
       hashes.append(dedup.content_hash(text))
       heldout.append(is_held_out(text, config.heldout_fraction))
       if config.dedup_threshold is not None:
         shingles.append(dedup.shingles(text))
-    scanned[name] = Documents(files, np.array(spans, np.int64).reshape(-1, 3))
+    scanned[name] = Documents(source, np.array(spans, np.int64).reshape(-1, 3))
   if config.dedup_threshold is None:
     kept = np.ones(len(hashes), bool)
   else:
@@ -84,8 +106,8 @@ def _split(config, scanned, hashes, kept, heldout) -> Corpus:
         f"{len(evaluate[name])} are held out."
       )
     digest.update(name.encode("utf-8"))
-  for index in np.flatnonzero(kept & ~heldout):
-    digest.update(hashes[index])
+  for number in np.flatnonzero(kept & ~heldout):
+    digest.update(hashes[number])
   duplicates = int((~kept).sum())
   logging.info(
     "%d documents: %d to train on, %d held out, %d near-duplicates left out",

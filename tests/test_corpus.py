@@ -18,6 +18,7 @@ from configs import corpus as recipe
 from configs import quickstart_corpus
 from data import array_records, corpus, dedup, files, plant, sources
 from data.config import DataConfig, parse
+from data.heldout import is_held_out
 
 ROOT = Path(__file__).resolve().parent.parent
 _WORDS = [
@@ -106,7 +107,7 @@ def make_raw(folder):
 def outputs(workdir):
   """{name: hash} of all that a run publishes and that is to be reproducible."""
   found = [workdir / "manifest.json"]
-  for folder in ("documents", "training", "provenance"):
+  for folder in ("documents", "training", "heldout", "provenance"):
     found += sorted((workdir / folder).glob("*"))
   return {str(p.relative_to(workdir)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
 
@@ -156,9 +157,31 @@ def test_the_quickstart_trains_on_it_by_its_manifest(made, tmp_path):
   opened = sources.open_corpus(parse(DataConfig, {**data, "heldout_fraction": 0.0}), tmp_path)
   manifest = files.read_json(out / "manifest.json")["sources"]
   assert {name: len(documents) for name, documents in opened.train.items()} == {
-    name: source["documents"] for name, source in manifest.items()
+    name: source["training"]["documents"] for name, source in manifest.items()
   }
   assert {name: source["weight"] for name, source in data["sources"].items()} == {"a": 1, "b": 1}
+
+
+def test_a_corpus_holds_out_what_training_would(made, tmp_path):
+  raw, whole = made
+  out = tmp_path / "out"
+  assert corpus.run(config_of(raw, heldout_fraction=0.4), out) == corpus.DONE
+  rows = [row for row in provenance(out) if "record" in row]
+  by_part = {"training": [], "heldout": []}
+  for row in rows:
+    (payload,) = array_records.read(str(out / row["shard"]), [row["record"]])
+    by_part[Path(row["shard"]).parent.name].append(payload.decode())
+  assert all(is_held_out(text, 0.4) for text in by_part["heldout"])
+  assert not any(is_held_out(text, 0.4) for text in by_part["training"])
+  assert min(map(len, by_part.values())) > 0
+  assert {r["hash"] for r in rows} == {r["hash"] for r in provenance(whole) if "record" in r}
+  config = quickstart_corpus.get_config(str(out))
+  opened = sources.open_corpus(parse(DataConfig, config.data.to_dict()), tmp_path)
+  assert not opened.heldout
+  trained = [text for d in opened.train.values() for text in d.read(range(len(d)))]
+  assert sorted(trained) == sorted(by_part["training"])
+  held = [sources.open_files(path, 0) for path in config.eval.sets.values()]
+  assert sorted(t for d in held for t in d.read(range(len(d)))) == sorted(by_part["heldout"])
 
 
 def test_of_duplicates_across_sources_the_smallest_hash_stays(made):

@@ -208,10 +208,12 @@ def test_further_files_are_evaluated_alike(straight, config, corpus, tmp_path):
   workdir = shutil.copytree(straight, tmp_path / "copy")
   config.train.steps = 26
   config.eval.files = str(corpus)
-  assert main.run(config.to_dict(), workdir, allow=["train", "eval.files"]) == main.DONE
-  last = [line for line in read(workdir / "metrics.jsonl") if line["kind"] == "eval"][-4:]
+  config.eval.sets = {"same": str(corpus)}
+  assert main.run(config.to_dict(), workdir, allow=["train", "eval"]) == main.DONE
+  last = [line for line in read(workdir / "metrics.jsonl") if line["kind"] == "eval"][-6:]
   bits = {(line["set"], line["weights"]): line["bits_per_byte"] for line in last}
-  assert set(bits) == {(s, w) for s in ("docs", "files") for w in ("raw", "average")}
+  assert set(bits) == {(s, w) for s in ("docs", "files", "same") for w in ("raw", "average")}
+  assert bits["same", "raw"] == bits["files", "raw"]
   # Most of the file was trained on, and the held-out part is in it.
   assert 0 < bits["files", "raw"] != bits["docs", "raw"]
 

@@ -74,13 +74,14 @@ class HeldOutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig(HeldOutConfig):
-  """`files` is a glob of further documents, scored as the set "files".
+  """`files` is a glob of further documents, scored as the set "files"; `sets` are more, by name.
 
   `suite` are benchmarks that are scored at the same steps; see `train.suite`.
   """
 
   stride: int
   files: str | None
+  sets: dict[str, str]
   suite: SuiteConfig | None
 
 

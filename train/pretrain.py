@@ -117,12 +117,13 @@ def empty_row(config: PretrainConfig) -> Batch:
 def evaluation_sets(
   config: PretrainConfig, corpus: sources.Corpus, tokenizer: Tokenizer
 ) -> dict[str, heldout.EvaluationSet]:
-  """The held-out part of every source, and the files of `eval.files`, by name."""
+  """The held-out part of every source, and the documents of `eval.files` and `eval.sets`."""
   documents = {name: held for name, held in corpus.heldout.items() if len(held)}
-  if config.eval.files is not None:
-    if "files" in config.data.sources:
-      raise ValueError("data.sources.files has the name of eval.files' set; rename the source.")
-    documents["files"] = sources.open_files(config.eval.files, config.data.max_bad_lines)
+  further = config.eval.sets | ({"files": config.eval.files} if config.eval.files else {})
+  for name, path in further.items():
+    if name in documents:
+      raise ValueError(f"eval has a set {name!r}, and so has data.sources; rename either.")
+    documents[name] = sources.open_files(path, config.data.max_bad_lines)
   if not documents:
     print("No document is held out (data.heldout_fraction) or in eval.files: no evaluation.")
   options = {"stride": config.eval.stride, "batch_size": config.eval.batch_size}

@@ -187,7 +187,7 @@ def _part(mixture: Mixture, stream: int, segment: Segment) -> Part:
   source, position, offset = segment.reference
   index = mixture.document(source, stream, position)
   documents = mixture.documents[source]
-  file, start, stop = documents.spans[index].tolist()
+  file, start, stop = documents.places([index])[0].tolist()
   name = documents.files.paths[file]
   return Part(mixture.names[source], index, name, start, stop, offset, segment.length)
 
