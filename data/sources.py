@@ -55,6 +55,23 @@ def open_corpus(config: DataConfig, workdir: Path) -> Corpus:
   return Corpus(dict(sorted(train.items())), found.heldout, fingerprint, found.duplicates)
 
 
+def open_saved_corpus(config: DataConfig, workdir: Path) -> Corpus:
+  """The corpus of a run that is there, whoever made it: no module of its recipe is imported.
+
+  Raises:
+    ValueError: as `open_corpus`; or what a seqio source was written to is gone.
+  """
+  for name, source in config.sources.items():
+    if source.path.startswith(SEQIO):
+      file = _seqio_file(source.path, workdir / "corpus")
+      if not file.exists():
+        raise ValueError(
+          f"{file} is gone, to which data.sources.{name} ({source.path!r}) was written. A saved "
+          "recipe imports nothing to make it anew: restore the file."
+        )
+  return open_corpus(config, workdir)
+
+
 def _facts(name: str, source: Records) -> bytes:
   """What the fingerprint has of documents that are not read: a record of each file, and counts."""
   ends = [0, *source.ends.tolist()]
@@ -169,6 +186,11 @@ def _texts(corpus: Corpus) -> Iterator[str]:
       yield from documents.read(range(first, min(first + _READ_TOGETHER, len(documents))))
 
 
+def _seqio_file(path: str, folder: Path) -> Path:
+  name = re.sub("[^A-Za-z0-9]+", "-", path.removeprefix(SEQIO))
+  return folder / f"{name}{array_records.SUFFIX}"
+
+
 def _path(path: str, folder: Path, max_bad_lines: int) -> str:
   """Where a source's files are; what has no random access is written to `folder` first."""
   if path == EMBEDDED:
@@ -176,9 +198,7 @@ def _path(path: str, folder: Path, max_bad_lines: int) -> str:
   if path.startswith(SEQIO):
     from data import tasks  # only here: seqio takes seconds to import
 
-    name = path.removeprefix(SEQIO)
-    file = folder / f"{re.sub('[^A-Za-z0-9]+', '-', name)}{array_records.SUFFIX}"
-    return str(tasks.write(name, "train", file))
+    return str(tasks.write(path.removeprefix(SEQIO), "train", _seqio_file(path, folder)))
   if materialize.needed(path):
     return str(materialize.write(path, folder, max_bad_lines))
   return path

@@ -156,6 +156,10 @@ def test_a_registered_task_is_a_source(tasks, seqio, trained, splits, tmp_path):
   wrong = dataclasses.replace(config, sources={"x": SourceConfig("seqio:none@no_module", 1.0)})
   with pytest.raises(ValueError, match=r"seqio:none can't be read: No module named"):
     sources.open_corpus(wrong, tmp_path)
+  # A recipe that was saved, by anyone, reads what was written and imports nothing.
+  assert sources.open_saved_corpus(config, tmp_path).fingerprint == corpus.fingerprint
+  with pytest.raises(ValueError, match="imports nothing"):
+    sources.open_saved_corpus(wrong, tmp_path)
 
 
 def encode_by(trained):

@@ -137,7 +137,7 @@ def _documents(config: CalibrateConfig, run: Run) -> Documents:
     raise ValueError(
       f"{run.folder} holds no documents out; name some that it was not trained on: documents=PATH."
     )
-  corpus = sources.open_corpus(parse(DataConfig, section, "config.data"), run.folder)
+  corpus = sources.open_saved_corpus(parse(DataConfig, section, "config.data"), run.folder)
   held = [documents for documents in corpus.heldout.values() if len(documents)]
   if not held:
     raise ValueError(f"{run.folder} holds no documents out; name others: documents=PATH.")

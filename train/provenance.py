@@ -89,7 +89,7 @@ def open_history(workdir: Path) -> History:
   if "sources" not in recipe.get("data", {}):
     raise ValueError(f"the run in {workdir} has no data.sources to go back to.")
   config = parse(DataConfig, recipe["data"], "data")
-  corpus = sources.open_corpus(config, workdir)
+  corpus = sources.open_saved_corpus(config, workdir)
   tokenizer = sources.open_tokenizer(config, corpus, workdir)
   mixture = make_mixture(config, corpus, tokenizer, recipe["seed"], data_log.read(workdir))
   kept = {"keep_last": None, "keep_every": None, "average_steps": (), "verify": False}
