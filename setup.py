@@ -47,6 +47,7 @@ EXTRAS = {
     "hypothesis>=6.100.0",
     "matplotlib>=3.9.0",
     "pytest>=8.3.0",
+    "PyYAML>=6.0",
     "rouge-score>=0.1.2",
     "ruff==0.17.6",
     "sacrebleu>=2.4.0",

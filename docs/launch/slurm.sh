@@ -27,10 +27,11 @@ if [[ ${SLURM_RESTART_COUNT:-0} == 0 ]]; then
   srun --kill-on-bad-exit=0 python -m train.preflight --storage "$workdir" || exit
 fi
 
+trap : TERM # where it comes to this shell as well, wait for the run to save
 srun --kill-on-bad-exit=1 python -m train.main --config "$config" --workdir "$workdir" &
 wait $! # returns at the signal, too
 code=$?
-if ((code > 128)); then # the signal came to this shell; srun has passed it on
+if ((code > 128)); then # the signal ended the wait; srun has passed its own on
   wait $!
   code=$?
 fi
