@@ -9,8 +9,8 @@ Logits and softmax are fp32 whatever the inputs are. Suffixes as in model/config
   pallas   Pallas-Triton, GPUs since Ampere, interpreted on CPU (model/attention_pallas.py)
   cudnn    cuDNN on Hopper; compiled for H100 and its offsets tested, but *unverified*: no GPU has
            run it (model/attention_cudnn.py)
-  auto     pallas on a GPU that can run it with these shapes and options, else xla for rows of at
-           most one chunk, else chunked; never cudnn while that is unverified
+  auto     pallas on a GPU that can run it with these shapes and options, else xla for rows that
+           are short, else chunked; never cudnn while that is unverified
 
 Every implementation names its output "attention_out", and the flash ones their softmax statistics
 "attention_lse": under `save_only_these_names` of both, backward does not run the forward again.
@@ -33,6 +33,8 @@ __all__ = ["attention", "causal_segment_mask", "masked_attention"]
 
 # Queries of a chunk: blocks that stay in a core's cache, blocks that outlast a GPU kernel's launch.
 CHUNK = {"cpu": 64, "gpu": 512}
+# The longest rows whose logits are held at one time: a loop over chunks costs more until then.
+SHORT = {"cpu": 128, "gpu": 512}
 
 
 def attention(
@@ -96,7 +98,7 @@ def _kernel(implementation, mesh, q_BLNK, sliding_window, logit_softcap, max_seg
   }
   chunk = CHUNK.get(platform, CHUNK["gpu"])
   if implementation == "auto":
-    short = "xla" if q_BLNK.shape[1] <= chunk else "chunked"
+    short = "xla" if q_BLNK.shape[1] <= SHORT.get(platform, SHORT["gpu"]) else "chunked"
     implementation = "pallas" if platform == "gpu" and not refusals["pallas"] else short
   if refusals.get(implementation):
     raise ValueError(

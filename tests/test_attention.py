@@ -303,6 +303,13 @@ def test_cudnn_reads_the_right_elements(monkeypatch):
   assert np.isnan(out[IDS == 3]).all() and np.isfinite(out[IDS < 3]).all()
 
 
+@pytest.mark.parametrize(("length", "chosen"), [(128, "dot_general"), (129, "scan[")])
+def test_auto_loops_over_chunks_of_long_rows_alone(length, chosen):
+  call = functools.partial(attention, segment_ids_BL=jnp.asarray(IDS[:, :length]))
+  jaxpr = str(jax.make_jaxpr(call)(*(x[:, :length] for x in inputs("float32")[:3])))
+  assert next(kernel for kernel in ("scan[", "dot_general") if kernel in jaxpr) == chosen
+
+
 @pytest.mark.parametrize(
   ("device", "options", "chosen"),
   [

@@ -2,6 +2,7 @@
 
 import json
 import random
+import types
 from pathlib import Path
 
 import jax
@@ -90,6 +91,26 @@ def test_temperature_and_calibration_error_of_known_noise():
   # By hand: two predictions at 0.6 of which one is right, in one bin.
   d = np.array([np.log(1.5), -np.log(1.5)])
   assert reward_report.calibration_error(d, np.ones(2), 1.0) == pytest.approx(0.1)
+
+
+def test_calibration_is_of_pairs_that_no_temperature_was_fitted_on():
+  rng = np.random.default_rng(1)
+  difference = rng.standard_normal(200)
+  signs = np.where(rng.random(200) < 0.7, np.sign(difference), 0).astype(int)
+  pairs = [types.SimpleNamespace(signs={"good": s}, lengths=(2, 1)) for s in signs]
+  fitting = rng.random(200) < 0.5
+
+  def report(difference):
+    return reward_report.dimension_report(pairs, difference, "good", 2.0, 1, fitting)
+
+  one, decided = report(difference), signs != 0
+  assert one["n"] == decided.sum() and one["accuracy"] == 1.0 and one["ties"]["n"] == sum(~decided)
+  assert one["calibration"] == {"fitted_on": sum(decided & fitting), "n": sum(decided & ~fitting)}
+  rest = decided & ~fitting
+  assert one["nll_after"] == reward_report.nll(difference[rest], signs[rest], 2.0)
+  other = report(np.where(fitting, -difference, difference))
+  assert other["accuracy"] < 1.0
+  assert other["calibration_error_after"] == one["calibration_error_after"]
 
 
 def plant(path, count, dimensions, seed=0, noise=True):

@@ -36,7 +36,7 @@ from train.step import LossFn
 from train.workdir import CONFIG, write_atomically
 
 REPORT = "reward_report.json"
-# Of held-out prompts: those on which temperatures are fitted, and not reported.
+# Of held-out prompts: those on which temperatures are fitted, and no calibration is reported.
 CALIBRATED = 0.5
 
 parse_config = functools.partial(parse, RewardConfig)
@@ -193,7 +193,6 @@ def finish(
   fitting = np.array(
     [is_held_out("fit\n" + conversations.prompt_text(p.prompt), CALIBRATED) for p in held_out]
   )
-  tested = [pair for pair, fit in zip(held_out, fitting, strict=True) if not fit]
   report = {"normalization": where, "mean": mean.tolist(), "std": std.tolist(), "dimensions": {}}
   temperatures = []
   for s, name in enumerate(dimensions):
@@ -202,13 +201,14 @@ def finish(
     chosen = reward_report.fit_temperature(difference[fitted, s], signs) if fitted else 1.0
     temperatures.append(chosen)
     report["dimensions"][name] = reward_report.dimension_report(
-      tested,
-      difference[~fitting, s],
+      held_out,
+      difference[:, s],
       name,
       chosen,
       reward_report.length_baseline(train, name),
-    ) | {"fitted_on": len(fitted)}
-  report["between"] = reward_report.between_dimensions(tested, difference[~fitting], dimensions)
+      fitting,
+    )
+  report["between"] = reward_report.between_dimensions(held_out, difference, dimensions)
   report["annotators"] = reward_report.annotator_agreement([*train, *held_out], dimensions)
   weights = [config.score.weights[name] for name in dimensions]
   scale = {

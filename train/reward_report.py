@@ -73,14 +73,17 @@ def dimension_report(
   dimension: str,
   temperature: float,
   longer_is_better: int,
+  fitting: np.ndarray,
 ) -> dict[str, Any]:
   """Of one dimension: accuracy, calibration and ties, and what length alone would tell.
 
   Args:
     pairs: that are held out.
     difference: chosen minus rejected, [N], as normalised.
-    temperature: that was fitted on other pairs.
+    temperature: that was fitted on the pairs of `fitting`.
     longer_is_better: of `length_baseline`.
+    fitting: bool [N]; NLL and calibration error are of the other pairs. Accuracies are of all: no
+      temperature changes them.
   """
   sign = np.array([pair.signs.get(dimension, 2) for pair in pairs])
   decided, ties = np.abs(sign) == 1, sign == 0
@@ -98,12 +101,14 @@ def dimension_report(
     "n": int(ties.sum()),
     "mean_difference": float(np.mean(np.abs(difference[ties]))) if ties.any() else None,
   }
-  if len(d):
+  tested = ~fitting[decided]
+  report["calibration"] = {"fitted_on": int(np.sum(~tested)), "n": int(np.sum(tested))}
+  if tested.any():
     report["mean_difference"] = float(np.mean(np.abs(d)))
     report["temperature"] = temperature
     for name, t in (("before", 1.0), ("after", temperature)):
-      report[f"nll_{name}"] = nll(d, s, t)
-      report[f"calibration_error_{name}"] = calibration_error(d, s, t)
+      report[f"nll_{name}"] = nll(d[tested], s[tested], t)
+      report[f"calibration_error_{name}"] = calibration_error(d[tested], s[tested], t)
   return report
 
 

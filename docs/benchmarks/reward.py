@@ -88,18 +88,15 @@ def write_base(folder: Path) -> None:
 
 
 def bayes_accuracy(pairs: Path, recipe) -> dict[str, float]:
-  """Mean max(p, 1 - p) of the pairs on which the report's accuracy is measured."""
+  """Mean max(p, 1 - p) of the held-out pairs, on which the report's accuracy is measured."""
   from data import conversations
   from data.heldout import is_held_out
-  from train.reward import CALIBRATED
 
   best: dict[str, list[float]] = {name: [] for name in DIMENSIONS}
   for line in pairs.read_text().splitlines():
     row = json.loads(line)
     said = conversations.prompt_text([{"role": "user", "content": row["prompt"]}])
     if not is_held_out(said, recipe.data.heldout_fraction):
-      continue
-    if is_held_out("fit\n" + said, CALIBRATED):
       continue
     gaps = utilities(row["chosen"]) - utilities(row["rejected"])
     for name, gap in zip(DIMENSIONS, gaps, strict=True):
