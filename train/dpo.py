@@ -234,7 +234,8 @@ def finish(
   """Writes the report on held-out pairs, and shows it."""
   margin = margins(found, held_out, config)
   longer = reward_report.length_baseline(train, DIMENSION)
-  one = reward_report.dimension_report(held_out, margin, DIMENSION, 1.0, longer)
+  none = np.zeros(len(held_out), bool)  # no temperature is fitted
+  one = reward_report.dimension_report(held_out, margin, DIMENSION, 1.0, longer, none)
   report = dataclasses.asdict(score(found, held_out, config)) | {
     "pairs": one,
     "length": length_report(margin, held_out),
