@@ -1,5 +1,6 @@
 """The one loop of every supervised stage: when to log, save, evaluate and stop."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import json
@@ -101,6 +102,7 @@ def train(
     start = int(state.step)
     recorder.start(config, start, extra["tokens"])
     loader = stage.make_loader(extra["cursors"])
+    batches = _placed(loader, mesh)
     try:
       # What a kill, or new files, left to do; and what the given weights are worth.
       if _due(start, config.eval.every, total) or (start == 0 and config.train.init_from):
@@ -109,9 +111,8 @@ def train(
       recorder.mark()
       for step in range(start + 1, total + 1):
         with ledger("data_wait"):
-          rows, cursors = next(loader)
-          batch = from_parts(rows, mesh)
-          step_fn = step_fns[rows["tokens"].shape[1]]
+          rows, cursors, batch = next(batches)
+        step_fn = step_fns[rows["tokens"].shape[1]]
         state = recorder.run_step(step, step_fn, state, batch, rows, stage.progress(cursors))
         stopping = stop.wanted()
         if stopping or _due(step, config.checkpoint.every, total):
@@ -131,10 +132,27 @@ def train(
         _sample(stage, step, state, total, recorder)
       return state, True
     finally:
+      batches.close()
       loader.close()
   finally:
     with ledger("checkpoint"):
       checkpoints.close()
+
+
+def _placed(
+  loader: Iterator[tuple[Batch, Cursors]], mesh: Mesh
+) -> Iterator[tuple[Batch, Cursors, dict[str, jax.Array]]]:
+  """What the loader yields, and the batch on the devices: sent while the step before it runs."""
+
+  def fetch():
+    rows, cursors = next(loader)
+    return rows, cursors, from_parts(rows, mesh)
+
+  with concurrent.futures.ThreadPoolExecutor(1, "batches") as thread:
+    ahead = thread.submit(fetch)
+    while True:
+      placed, ahead = ahead.result(), thread.submit(fetch)
+      yield placed
 
 
 def _due(step: int, every: int, total: int) -> bool:
