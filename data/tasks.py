@@ -17,7 +17,7 @@ from data import benchmarks, materialize, prompts, scores
 from data.benchmarks import Item
 from data.config import DataConfig
 from data.documents import Documents
-from data.sources import Corpus
+from data.index import Corpus
 from data.tokenizer import Tokenizer
 
 Encode = Callable[[str, str], tuple[Sequence[int], Sequence[int]]]

@@ -347,50 +347,50 @@ BREAKAGES = (
     "stream-stride", "data/mixture.py",
     "divmod(position * self.streams + stream, size)", "divmod(position * self.streams, size)",
     "all streams read the same documents",
-    "tests/test_loader.py::test_streams_together_take_each_document_once_an_epoch",
+    "tests/test_batches.py::test_streams_together_take_each_document_once_an_epoch",
   ),
   Breakage(
     "epoch-permutation", "data/mixture.py",
     '{seed}/{name}/{epoch}"', '{seed}/{name}/0"',
     "every epoch has the order of the first",
-    "tests/test_loader.py::test_streams_together_take_each_document_once_an_epoch",
+    "tests/test_batches.py::test_streams_together_take_each_document_once_an_epoch",
   ),
   Breakage(
     "mixture-key", "data/mixture.py",
     "key=[self.seed, stream], counter=count", "key=[self.seed, 0], counter=count",
     "all streams draw their sources alike",
-    "tests/test_loader.py::test_order_and_draws_are_those_of_earlier_releases",
+    "tests/test_batches.py::test_order_and_draws_are_those_of_earlier_releases",
   ),
   Breakage(
     "cursor-partial", "data/streams.py",
     '"partial": list(self._partial),', '"partial": [],',
     "a restart inside a long document packs its first part twice",
-    "tests/test_loader.py::test_a_restart_at_any_step_on_other_hosts_goes_on_with_the_same_batches",
+    "tests/test_batches.py::test_a_restart_at_any_step_on_other_hosts_goes_on_with_the_same_batches",
   ),
   Breakage(
     "cursor-bins", "data/streams.py",
     "for row in self._packer.bins],", "for row in self._packer.bins[1:]],",
     "a restart forgets the documents of an open bin",
-    "tests/test_loader.py::"
+    "tests/test_batches.py::"
     "test_a_restart_at_any_step_on_other_hosts_goes_on_with_the_same_batches[6]",
   ),
   Breakage(
     "stale-read-ahead", "data/streams.py",
     "if not self._partial and self._source(number) != source:", "if False:",
     "documents that were read ahead come by the weights of an earlier step",
-    "tests/test_loader.py::test_equals_the_slow_reference",
+    "tests/test_batches.py::test_equals_the_slow_reference",
   ),
   Breakage(
     "filtered-cursor", "data/streams.py",
     '"filtered": self._filtered,', '"filtered": 0,',
     "how many documents were left out is not told",
-    "tests/test_loader.py::test_a_cursor_is_small_and_tells_the_progress",
+    "tests/test_batches.py::test_a_cursor_is_small_and_tells_the_progress",
   ),
   Breakage(
     "cursor-rows", "data/streams.py",
     '"rows": self._rows,', '"rows": 0,',
     "a restart begins again with the weights of the first step",
-    "tests/test_loader.py::"
+    "tests/test_batches.py::"
     "test_a_restart_at_any_step_on_other_hosts_goes_on_with_the_same_batches[3]",
   ),
   Breakage(
@@ -403,21 +403,21 @@ BREAKAGES = (
     "weights-from-the-start", "data/data_log.py",
     "return (*before, weights)", "return (dataclasses.replace(weights, step=0),)",
     "changed weights rewrite what was trained on",
-    "tests/test_loader.py::test_the_data_log_keeps_what_was_trained_on",
+    "tests/test_batches.py::test_the_data_log_keeps_what_was_trained_on",
   ),
   Breakage(
-    "host-streams", "data/loader.py",
+    "host-streams", "data/batches.py",
     "range(host_index * share, (host_index + 1) * share)",
     "range(host_index, config.streams, host_count)",
     "another number of hosts has the rows of a batch in another order",
-    "tests/test_loader.py::test_no_host_count_changes_a_batch[2]",
+    "tests/test_batches.py::test_no_host_count_changes_a_batch[2]",
   ),
   Breakage(
-    "row-order", "data/loader.py",
+    "row-order", "data/batches.py",
     'np.argsort(np.concatenate([part["streams"] for part in parts]), kind="stable")',
     'np.arange(sum(len(part["streams"]) for part in parts))',
     "the order of rows depends on the number of workers",
-    "tests/test_loader.py::test_a_restart_in_worker_processes_that_share_the_streams_unevenly",
+    "tests/test_batches.py::test_a_restart_in_worker_processes_that_share_the_streams_unevenly",
   ),
   # Attention.
   Breakage(

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data.batch import Batch
-from data.loader import Cursors
+from data.batches import Cursors
 from model.sharding import batch_shards
 from train import xla
 from train.average import snapshot_steps
@@ -34,7 +34,7 @@ MODEL = "model"
 
 
 class Loader(Iterator[tuple[Batch, Cursors]], Protocol):
-  """Batches with the cursors after them; closed after use. See `data.loader.Loader`."""
+  """Batches with the cursors after them; closed after use. See `data.batches.Loader`."""
 
   def close(self) -> None: ...
 

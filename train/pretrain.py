@@ -10,8 +10,8 @@ import numpy as np
 
 from data import data_log, heldout, sources
 from data.batch import Batch, empty_batch
+from data.batches import Loader
 from data.config import parse
-from data.loader import Loader
 from data.mixture import make_mixture, weights_of
 from data.streams import progress, resumed_step
 from data.tokenizer import Tokenizer
