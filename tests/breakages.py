@@ -785,7 +785,7 @@ BREAKAGES = (
   ),
   Breakage(
     "cursor-ahead", "train/loop.py",
-    "      yield placed\n", "      yield placed[0], ahead.result()[1], placed[2]\n",
+    "yield placed", "yield placed[0], ahead.result()[1], placed[2]",
     "a checkpoint's data position is that of the batch fetched ahead, so that a resume skips one",
     "tests/test_run.py::test_killed_at_random_moments_it_resumes_with_the_same_bits",
   ),
