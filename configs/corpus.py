@@ -46,7 +46,7 @@ def get_config(raw: str = "raw") -> ConfigDict:
   )
   # At 0.9 a pair is compared with probability 0.9995, at 0.5 with 0.05, and then judged by all 112
   # values, whose estimate has a standard deviation of 0.05 there.
-  config.near_duplicates = ConfigDict({"threshold": 0.7, "parts": 4})
+  config.near_duplicates = ConfigDict({"threshold": 0.7, "most_compared": 256, "parts": 4})
   config.decontamination = ConfigDict({"ngram_words": 13, "sets": {}})
   for name, path in {
     "hellaswag": "hellaswag",

@@ -8,6 +8,8 @@ give each node the least node that it is connected with, in about log N rounds: 
 shortcutting of Shiloach and Vishkin as FastSV has it (Zhang, Azad, Hu 2020), with min throughout.
 """
 
+import itertools
+
 import numpy as np
 
 
@@ -43,32 +45,41 @@ def band(signatures: np.ndarray, number: int, rows: int) -> np.ndarray:
   return hashes
 
 
-def candidates(buckets: np.ndarray, nodes: np.ndarray, similar) -> np.ndarray:
-  """The pairs of a bucket that are similar: int64 [E, 2], the smaller node first.
+def candidates(
+  buckets: np.ndarray, nodes: np.ndarray, similar, most_compared: int
+) -> tuple[np.ndarray, int]:
+  """The pairs of a bucket that are similar.
 
   The least node of a bucket is compared with all others; those that are not similar to it are a
-  bucket of their own, and so on.
+  bucket of their own, and so on, `most_compared` times: the time of a bucket would grow with the
+  square of the documents in it that are not alike, as pages of one template are.
 
   Args:
     buckets: the hash of each document's band, uint64 [N].
     nodes: int64 [N].
     similar: (nodes [P], nodes [P]) -> bool [P].
+    most_compared: with how many of its bucket a document is compared at most.
+
+  Returns:
+    (pairs, int64 [E, 2], the smaller node first; how many documents were left uncompared with some
+    of their bucket).
   """
   indices = np.lexsort((nodes, buckets))
   buckets, nodes = buckets[indices], nodes[indices]
   edges = [np.zeros((0, 2), np.int64)]
-  while True:
+  for number in itertools.count():
     starts = np.ones(len(buckets), bool)
     starts[1:] = buckets[1:] != buckets[:-1]
     alone = starts & np.append(starts[1:], True)
     buckets, nodes, starts = buckets[~alone], nodes[~alone], starts[~alone]
-    if not len(buckets):
-      return np.concatenate(edges)
+    if not len(buckets) or number == most_compared:
+      break
     heads = nodes[np.flatnonzero(starts)[np.cumsum(starts) - 1]]
     rest = np.flatnonzero(~starts)
     found = similar(heads[rest], nodes[rest])
     edges.append(np.stack([heads[rest[found]], nodes[rest[found]]], axis=1))
     buckets, nodes = buckets[rest[~found]], nodes[rest[~found]]
+  return np.concatenate(edges), len(nodes)
 
 
 def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:

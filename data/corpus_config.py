@@ -63,15 +63,18 @@ class NearDuplicates:
 
   Attributes:
     threshold: of the estimated similarity.
+    most_compared: with how many documents that agree with it in a band one is compared at most.
     parts: into how many parts the documents' hashes are cut, for parallel work that fits in memory.
   """
 
   threshold: float
+  most_compared: int
   parts: int
 
   def __post_init__(self):
-    if self.parts < 1:
-      raise ValueError(f"near_duplicates.parts={self.parts} must be at least 1.")
+    for name in ("most_compared", "parts"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"near_duplicates.{name}={getattr(self, name)} must be at least 1.")
     if not 0 < self.threshold <= 1:
       raise ValueError(f"near_duplicates.threshold={self.threshold} must be in (0, 1].")
 

@@ -197,9 +197,14 @@ def _duplicates(report):
     sizes = {int(size): count for size, count in report["clusters"][name].items()}
     title = f"Clusters {title}: {sum(sizes.values()):,}"
     charts.append(f"<div><b>{escape(title)}</b>{_histogram(sizes)}</div>")
+  left = report["uncompared"]
+  crowded = (
+    f" In buckets of many documents that are not alike, {left:,} were not compared with all of "
+    "theirs."
+  )
   return (
     "<h2>Duplicates by cluster size</h2><p>Of each cluster the document with the smallest content "
-    f'hash stays.</p><div class="two">{"".join(charts)}</div>'
+    f'hash stays.{crowded if left else ""}</p><div class="two">{"".join(charts)}</div>'
   )
 
 

@@ -57,6 +57,7 @@ def collect(
       if (counts := _summed(part["changed"].get(stage, {}) for part in parts))
     },
     "clusters": _clusters(workdir / "work" / "clusters"),
+    "uncompared": duplicates.uncompared(workdir),
     "throughput": _throughput(sources, parts, duplicates.seconds(workdir)),
     "evaluation": publish.evaluation_items(workdir),
   }

@@ -126,11 +126,17 @@ def compare(
   if path.exists():
     return
   with _timed(path):
-    edges = _edges(number, part, units, config, workdir)
+    edges, left = _edges(number, part, units, config, workdir)
+  files.write_json(path.with_suffix(".left.json"), left)
   files.write_array(path, edges)
 
 
-def _edges(number, part, units, config, workdir) -> np.ndarray:
+def uncompared(workdir: Path) -> int:
+  """How often a document was not compared with all of its bucket, over all bands."""
+  return sum(map(files.read_json, (workdir / "work" / "clusters").glob("*.left.json")))
+
+
+def _edges(number, part, units, config, workdir) -> tuple[np.ndarray, int]:
   folder = workdir / "work" / "clusters"
   starts, nodes, exact, places = _read(folder, "starts", "nodes", "exact", "places")
   signatures = [files.read_array(refine.paths(workdir, unit).signatures) for unit in units]
@@ -158,7 +164,12 @@ def _edges(number, part, units, config, workdir) -> np.ndarray:
     ]
     return np.concatenate([np.zeros(0), *chunks]) >= config.near_duplicates.threshold
 
-  return clusters.candidates(np.concatenate(buckets), np.concatenate(members), similar)
+  return clusters.candidates(
+    np.concatenate(buckets),
+    np.concatenate(members),
+    similar,
+    config.near_duplicates.most_compared,
+  )
 
 
 def connect(config: CorpusConfig, workdir: Path, workers: Workers, progress: Progress) -> None:
@@ -175,8 +186,8 @@ def connect(config: CorpusConfig, workdir: Path, workers: Workers, progress: Pro
     after = folder / f"labels-{number}.npy"
     what = f"connecting duplicates, round {number}"
     spent += sum(_all(workers, _propose, [(path, labels) for path in edges], what, progress))
-    new = np.lib.format.open_memmap(after, "w+", np.int64, (len(exact),))
-    del new
+    # Written in full: to fill a hole through memory, on a full disk, ends the process.
+    files.write_array(after, np.zeros(len(exact), np.int64))
     calls = [(start, stop, labels, after, edges) for start, stop in ranges]
     settled = _all(workers, _settle, calls, what, progress)
     spent += sum(seconds for _, seconds in settled)

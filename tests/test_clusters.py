@@ -5,7 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
-from data import clusters
+from configs import corpus as recipe
+from data import clusters, duplicates, files
+from data.config import parse
+from data.corpus_config import CorpusConfig
+from data.parallel import Workers
 
 
 def components(count, edges):
@@ -65,9 +69,44 @@ def test_every_similar_pair_of_a_bucket_is_connected():
   similar = lambda one, two: kind[one] == kind[two]  # noqa: E731
   buckets = np.array([5, 5, 5, 5, 5, 5, 9, 5], np.uint64)
   order = np.random.default_rng(0).permutation(8)
-  edges = clusters.candidates(buckets[order], order, similar)
+  edges, left = clusters.candidates(buckets[order], order, similar, most_compared=4)
   # 6 is of kind 2 as well, and in another bucket.
   assert sorted(map(tuple, edges.tolist())) == [(0, 4), (1, 3), (2, 5)]
+  assert left == 0
+  edges, left = clusters.candidates(buckets[order], order, similar, most_compared=2)
+  assert sorted(map(tuple, edges.tolist())) == [(0, 4), (1, 3)]
+  assert left == 3  # 2, 5 and 7
+
+
+def test_a_crowded_bucket_takes_time_in_proportion_and_loses_few_duplicates():
+  """Pages of one template, two thirds alike, and pairs of them of similarity 0.9."""
+  rng = np.random.default_rng(0)
+  bands, rows, count, most = 14, 8, 1_000, 20
+  template = np.sort(rng.random((bands * rows, 144)), axis=1)[:, 0]  # the least of its shingles
+  own = rng.random((bands * rows, 40, count)).astype(np.float32)  # 144 / (144 + 80) = 0.64
+  twin = own.copy()
+  twin[:, :10] = rng.random((bands * rows, 10, count))  # 174 / 194 = 0.9
+  pages = np.concatenate([own.min(axis=1), twin.min(axis=1)], axis=1)
+  scale = np.float32(2**32 - 1)
+  signatures = (np.minimum(pages, template[:, None]) * scale).astype(np.uint32)
+  del own, twin, pages
+  compared = np.zeros(1, int)
+
+  def similar(one, two):
+    compared[0] += len(one)
+    return clusters.similarity(signatures[:, one], signatures[:, two]) >= 0.75
+
+  found, crowded = set(), 0
+  for number in range(bands):
+    edges, left = clusters.candidates(
+      clusters.band(signatures, number, rows), np.arange(2 * count), similar, most
+    )
+    found |= set(map(tuple, edges.tolist()))
+    crowded += left
+  assert crowded > 0  # else the bound is not tried
+  assert compared[0] < 100_000  # 442,588 without it
+  pairs = sum((page, page + count) in found for page in range(count))
+  assert pairs >= 0.98 * count, pairs
 
 
 def test_bands_are_equal_where_all_their_rows_are():
@@ -79,6 +118,26 @@ def test_bands_are_equal_where_all_their_rows_are():
   equal = [np.equal.outer(b, b) for b in (clusters.band(signatures, i, 4) for i in range(3))]
   assert equal[1][0, 1]
   assert [int(e.sum()) for e in equal] == [50, 52, 50]
+
+
+def test_labels_have_room_on_the_disk_before_they_are_written_through_memory(tmp_path, monkeypatch):
+  """A hole that is filled on a full disk would end the process, without a message."""
+  count, folder = 5_000, tmp_path / "work" / "clusters"
+  config = parse(CorpusConfig, recipe.get_config().to_dict())
+  files.write_array(folder / "exact.npy", np.arange(count))
+  pairs = np.stack([np.arange(0, count, 2), np.arange(1, count, 2)], axis=1)
+  files.write_array(folder / "edges-000-0000.npy", pairs)
+  settle, holes = duplicates._settle, []
+
+  def watched(start, stop, labels, after, edges):
+    holes.append(after.stat().st_size - 512 * after.stat().st_blocks)
+    return settle(start, stop, labels, after, edges)
+
+  monkeypatch.setattr(duplicates, "_settle", watched)
+  with Workers(0) as workers:
+    duplicates.connect(config, tmp_path, workers, lambda *_: None)
+  assert files.read_array(folder / "labels.npy").tolist() == [i - i % 2 for i in range(count)]
+  assert holes and max(holes) <= 0
 
 
 def test_order_is_that_of_the_hashes_and_then_of_the_places():
