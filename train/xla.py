@@ -5,6 +5,7 @@ wrong one is an error; flags of the environment (XLA_FLAGS) end the process when
 does not know one, so they are tried in another process first.
 """
 
+import ctypes
 import dataclasses
 import hashlib
 import json
@@ -19,6 +20,7 @@ from typing import Any
 import jax
 
 PROFILES = Path(__file__).with_name("xla_profiles.json")
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +70,25 @@ def prepare(profile: str) -> None:
   fraction = load_profile(profile).memory_fraction
   if fraction is not None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(fraction))
+  keep_memory()
   if jax.config.jax_compilation_cache_dir is None and (
     "STRAITS_CACHE" in os.environ or jax.default_backend() != "cpu"
   ):
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+
+
+def keep_memory() -> None:
+  """On CPUs, keeps the memory of a program for its next run.
+
+  A program's temporaries are one block, of hundreds of MB for a training step. glibc would map it
+  anew at every run, and the kernel fill it with zeros page after page: a third of a step's time. It
+  keeps what lies in the heap of the main thread, so programs run in the thread that calls them.
+  """
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
+  mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+  if jax.default_backend() == "cpu" and mallopt is not None:
+    mallopt(_MMAP_THRESHOLD, 2**31 - 1)
+    mallopt(_TRIM_THRESHOLD, -1)  # never
 
 
 def check_flags(flags: str) -> None:

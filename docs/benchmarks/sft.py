@@ -52,7 +52,9 @@ def ours(steps: int, warmup: int) -> float:
   from train.optimizer import OptimizerConfig, learning_rate, make_optimizer
   from train.state import init_state
   from train.step import AverageConfig, make_train_step
+  from train.xla import prepare
 
+  prepare("none")  # as every stage does
   recipe = quickstart.get_config()
   recipe.model.update(vocab_size=VOCABULARY, d_model=256, num_layers=4, num_heads=4)
   recipe.model.update(num_kv_heads=2, head_dim=64, d_ff=688, qk_norm=False)
