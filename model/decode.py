@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from model import lora
 from model.attention import attention
 from model.config import ComputeConfig, ModelConfig
-from model.layers import finish_qkv, rms_norm
+from model.layers import finish_qkv, rms_norm, rope_turns
 from model.sharding import BATCH_AXES, batch_shards, constrain
 
 # Logical axes of what `prepare` makes; the rest of it is small, and whole on every device.
@@ -27,6 +27,7 @@ AXES = {
   "down_FD": ("mlp", "embed"),
   "unembedding_DV": ("embed", "vocab"),
 }
+_ALIGNED = 16  # a cache has a multiple of so many places: lines that are whole are read faster
 _SMALL = ("query_bias_NK", "key_bias_GK", "value_bias_GK", "query_norm_K", "key_norm_K")
 
 
@@ -43,6 +44,8 @@ class Cache:
 
 
 def empty_cache(batch: int, length: int, config: ModelConfig, compute: ComputeConfig) -> Cache:
+  """Zeros for at least `length` tokens of each row."""
+  length += -length % _ALIGNED
   lead, width = (batch, config.num_kv_heads), config.head_dim
 
   def arrays(*shape):
@@ -53,7 +56,8 @@ def empty_cache(batch: int, length: int, config: ModelConfig, compute: ComputeCo
 
 
 def pad_cache(cache: Cache, length: int) -> Cache:
-  """The cache with room for `length` tokens more."""
+  """The cache with room for at least `length` tokens more."""
+  length += -(cache.length + length) % _ALIGNED
   return Cache(
     keys=tuple(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, length))) for x in cache.keys),
     values=tuple(jnp.pad(x, ((0, 0), (0, 0), (0, length), (0, 0))) for x in cache.values),
@@ -138,7 +142,10 @@ def extend(
     )
     return _attention(query_BLNK, key_BGKM, value_BGMK, mask_BLM, config), key_BGKM, value_BGMK
 
-  return _run(weights, tokens_BL, positions_BL, attend, config)
+  # Read from a table: XLA would compute the cosines again in every layer.
+  table_MF = rope_turns(jnp.arange(cache.length), config)
+  turns_BLF = tuple(turn_MF[positions_BL] for turn_MF in table_MF)
+  return _run(weights, tokens_BL, turns_BLF, attend, config)
 
 
 def _put(key_BGKM, value_BGMK, key_BGLK, value_BGLK, positions_BL):
@@ -172,7 +179,7 @@ def prefill(
 
   Rows are padded on the right: what comes out there means nothing.
   """
-  positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1])[None], tokens_BL.shape)
+  turns_BLF = tuple(turn_LF[None] for turn_LF in rope_turns(jnp.arange(tokens_BL.shape[1]), config))
 
   def attend(_, query_BLNK, key_BLGK, value_BLGK):
     out_BLNK = attention(
@@ -186,7 +193,7 @@ def prefill(
     )
     return out_BLNK, key_BLGK.transpose(0, 2, 3, 1), value_BLGK.transpose(0, 2, 1, 3)
 
-  return _run(weights, tokens_BL, positions_BL, attend, config)
+  return _run(weights, tokens_BL, turns_BLF, attend, config)
 
 
 def _attention(query_BLNK, key_BGKM, value_BGMK, mask_BLM, config: ModelConfig):
@@ -199,14 +206,19 @@ def _attention(query_BLNK, key_BGKM, value_BGMK, mask_BLM, config: ModelConfig):
   if config.attention_softcap is not None:
     logits_BGRLM = config.attention_softcap * jnp.tanh(logits_BGRLM / config.attention_softcap)
   logits_BGRLM = jnp.where(mask_BLM[:, None, None], logits_BGRLM, -jnp.inf)
-  weights_BGRLM = jax.nn.softmax(logits_BGRLM, axis=-1).astype(query_BLNK.dtype)
+  # Divided by the sum at the end, K numbers a query in the place of M.
+  mass_BGRLM = jnp.exp(logits_BGRLM - jnp.max(logits_BGRLM, axis=-1, keepdims=True))
   out_BGRLK = jnp.einsum(
-    "BGRLM,BGMK->BGRLK", weights_BGRLM, value_BGMK, preferred_element_type=jnp.float32
+    "BGRLM,BGMK->BGRLK",
+    mass_BGRLM.astype(query_BLNK.dtype),
+    value_BGMK,
+    preferred_element_type=jnp.float32,
   )
+  out_BGRLK /= jnp.sum(mass_BGRLM, axis=-1, keepdims=True)
   return out_BGRLK.transpose(0, 3, 1, 2, 4).reshape(B, L, N, K).astype(query_BLNK.dtype)
 
 
-def _run(weights, tokens_BL, positions_BL, attend, config: ModelConfig):
+def _run(weights, tokens_BL, turns_BLF, attend, config: ModelConfig):
   """All layers; `attend(layer, query, key, value)` gives the heads' outputs, keys and values."""
   x_BLD = constrain(weights["embedding_VD"][tokens_BL], "batch", None, None)
   keys, values = [], []
@@ -219,7 +231,7 @@ def _run(weights, tokens_BL, positions_BL, attend, config: ModelConfig):
       query_BLNK,
       qkv_BLGHK[:, :, :, -2],
       qkv_BLGHK[:, :, :, -1],
-      positions_BL,
+      turns_BLF,
       config,
     )
     out_BLNK, key_BGKM, value_BGMK = attend(index, query_BLNK, key_BLGK, value_BLGK)

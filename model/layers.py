@@ -95,10 +95,16 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
   return keep * freqs + (1 - keep) * freqs / scaling.factor
 
 
-def rotate(x_BLNK: jax.Array, positions_BL: jax.Array, freqs: jax.Array) -> jax.Array:
+def rope_turns(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+  """The cosine and sine of RoPE's angles at positions of any shape, fp32 [..., head_dim / 2]."""
+  freqs = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+  angles = positions[..., None].astype(jnp.float32) * freqs.reshape((1,) * positions.ndim + (-1,))
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x_BLNK: jax.Array, turns_BLF: tuple[jax.Array, jax.Array]) -> jax.Array:
   """Applies RoPE in fp32; pairs are (i, i + K/2), as in Hugging Face's Llama."""
-  angles_BL1F = positions_BL[:, :, None, None].astype(jnp.float32) * freqs[None, None, None, :]
-  cos, sin = jnp.cos(angles_BL1F), jnp.sin(angles_BL1F)
+  cos, sin = (turn_BLF[:, :, None] for turn_BLF in turns_BLF)
   first, second = jnp.split(x_BLNK.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
   return rotated.astype(x_BLNK.dtype)
@@ -114,11 +120,12 @@ def qkv(params, x_BLD, positions_BL, config: ModelConfig, compute: ComputeConfig
   key_BLGK = checkpoint_name(constrain(key_BLGK, "batch", "length", "kv_heads", None), "key")
   value_BLGK = linear(params, "value_DGK", "BLD,DGK->BLGK", x_BLD, fp32)
   value_BLGK = checkpoint_name(constrain(value_BLGK, "batch", "length", "kv_heads", None), "value")
-  return finish_qkv(params, query_BLNK, key_BLGK, value_BLGK, positions_BL, config)
+  turns_BLF = rope_turns(positions_BL, config)
+  return finish_qkv(params, query_BLNK, key_BLGK, value_BLGK, turns_BLF, config)
 
 
-def finish_qkv(params, query_BLNK, key_BLGK, value_BLGK, positions_BL, config: ModelConfig):
-  """Biases, norms and rotation of what the projections give."""
+def finish_qkv(params, query_BLNK, key_BLGK, value_BLGK, turns_BLF, config: ModelConfig):
+  """Biases, norms and rotation, by `rope_turns`, of what the projections give."""
   if config.qkv_bias:
     query_BLNK = add_bias(query_BLNK, params["query_bias_NK"])
     key_BLGK = add_bias(key_BLGK, params["key_bias_GK"])
@@ -126,10 +133,7 @@ def finish_qkv(params, query_BLNK, key_BLGK, value_BLGK, positions_BL, config: M
   if config.qk_norm:
     query_BLNK = rms_norm(query_BLNK, params["query_norm_K"], config.norm_eps)
     key_BLGK = rms_norm(key_BLGK, params["key_norm_K"], config.norm_eps)
-  freqs = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-  query_BLNK = rotate(query_BLNK, positions_BL, freqs)
-  key_BLGK = rotate(key_BLGK, positions_BL, freqs)
-  return query_BLNK, key_BLGK, value_BLGK
+  return rotate(query_BLNK, turns_BLF), rotate(key_BLGK, turns_BLF), value_BLGK
 
 
 def attention_block(

@@ -292,11 +292,19 @@ def scale(logits_BV: jax.Array, rows: Settings) -> jax.Array:
 def likeliest(logits_BV: jax.Array) -> jax.Array:
   """The id of the largest logit of a row, of equal ones the smallest, int32 [B].
 
-  What argmax gives, as two reductions that XLA vectorizes on the CPU; argmax is ten times slower.
+  What argmax gives: of blocks, and then in the block. Over a vocabulary it is ten times slower than
+  a maximum, which XLA vectorizes on the CPU.
   """
-  vocab = logits_BV.shape[-1]
-  largest_BV = logits_BV == jnp.max(logits_BV, axis=-1, keepdims=True)
-  return jnp.min(jnp.where(largest_BV, jnp.arange(vocab, dtype=jnp.int32), vocab - 1), axis=-1)
+  blocks_BNK = _blocks(logits_BV, -jnp.inf)
+  block_B = jnp.argmax(jnp.max(blocks_BNK, axis=-1), axis=-1)
+  block_BK = jnp.take_along_axis(blocks_BNK, block_B[:, None, None], axis=1)[:, 0]
+  return (block_B * _BLOCK + jnp.argmax(block_BK, axis=-1)).astype(jnp.int32)
+
+
+def _blocks(x_BV: jax.Array, fill: float) -> jax.Array:
+  """Blocks of the vocabulary [B, N, _BLOCK]; the last is filled up."""
+  padded_BV = jnp.pad(x_BV, ((0, 0), (0, -x_BV.shape[1] % _BLOCK)), constant_values=fill)
+  return padded_BV.reshape(len(x_BV), -1, _BLOCK)
 
 
 def draw(processed_BV: jax.Array, keys_B: jax.Array, rows: Settings) -> jax.Array:
@@ -317,10 +325,7 @@ def _categorical(logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
 
   Two uniform numbers a row, where Gumbel's maximum takes one for every token of the vocabulary.
   """
-  batch, vocab = logits_BV.shape
-  mass_BV = jnp.exp(logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True))
-  mass_BV = jnp.pad(mass_BV, ((0, 0), (0, -vocab % _BLOCK)))
-  mass_BNK = mass_BV.reshape(batch, -1, _BLOCK)
+  mass_BNK = _blocks(jnp.exp(logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)), 0.0)
   uniform_B2 = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys_B)
   block_B = _invert(jnp.sum(mass_BNK, axis=-1), uniform_B2[:, 0])
   mass_BK = jnp.take_along_axis(mass_BNK, block_B[:, None, None], axis=1)[:, 0]
