@@ -1,9 +1,9 @@
 """Continuous batching: requests enter and leave the slots of one decoding program.
 
-`Batcher` owns the slots. Its requests are read in groups of few shapes (a power of two of rows, by
-a power of two of tokens or three quarters of one), and then all slots go on together, several
-tokens a dispatch. A request's random numbers depend on its seed, its number and the step, never on
-its slot or on the others.
+`Batcher` owns the slots. Its prompts are read several at a time, in rows that they share and of few
+shapes (a power of two of rows, by a power of two of tokens or three quarters of one), and then all
+slots go on together, several tokens a dispatch. A request's random numbers depend on its seed, its
+number and the step, never on its slot or on the others.
 """
 
 import collections
@@ -15,12 +15,14 @@ import jax
 import numpy as np
 
 from model.config import ComputeConfig, ModelConfig
-from model.decode import Cache
+from model.decode import Cache, pad_cache
 from model.generate import Requests, Slots, advance, empty_slots, start
+from model.prompt_rows import bucket, pack, power_of_two, share
 from model.sampling import SamplingConfig, pad_ids, settings
 from model.sharding import batch_shards
 
-SMALLEST_BUCKET = 16  # tokens of a prompt
+SHORTEST = 64  # tokens of a cache, before it grows
+_REFILL = 8  # prompts are read once one in so many slots is free
 Decode = Callable[[Sequence[int]], str]
 
 
@@ -117,7 +119,7 @@ class Batcher:
     self._running: list[_Running | None] = [None] * slots
     self._like, self._calibration = tuple(like), calibration
     self._requests = self._fit([like[0]] * slots)
-    self._slots = _empty(slots, length, self._requests.rows.history, config, compute)
+    self._slots = self._empty_slots()
 
   @property
   def busy(self) -> bool:
@@ -149,11 +151,12 @@ class Batcher:
     done = self._admit()
     if not any(self._running):
       return done
+    self._lengthen()
     out = _advance(
       self._weights,
       self._slots,
       self._requests,
-      until_free=np.array(bool(self._queue)),
+      until_free=np.int32(self._missing() if self._queue else len(self._running) + 1),
       steps=self._chunk,
       config=self._config,
     )
@@ -177,42 +180,74 @@ class Batcher:
       yield from self.step()
 
   def _admit(self) -> list[Completion]:
-    """Reads prompts of about one length into free slots; their first tokens may complete them."""
+    """Reads prompts into free slots, some at a time; their first tokens may complete them."""
     done = []
-    while self._queue and not all(self._running):
-      free = [slot for slot, running in enumerate(self._running) if running is None]
-      group = [self._queue.popleft() for _ in range(min(len(free), len(self._queue)))]
-      rows = self._shards * _power_of_two(-(-len(group) // self._shards), 1)
-      rows = min(rows, len(self._running))
-      longest = max(len(request.prompt) for request in group)
-      bucket = min(_bucket(longest), self._length)
-      prompts = np.zeros((rows, bucket), np.int32)
-      lengths = np.ones(rows, np.int32)
-      places = np.full(rows, len(self._running), np.int32)  # outside: what fills up the rows
-      for row, (slot, request) in enumerate(zip(free, group, strict=False)):
-        lengths[row] = len(request.prompt)
-        prompts[row, : lengths[row]] = request.prompt
-        places[row] = slot
-        self._running[slot] = _Running(request)
-      entering = self._fit([*group, *[self._like[0]] * (rows - len(group))])
-      self._slots, scores_B, raw_B = _enter(
-        self._weights,
-        self._slots,
-        prompts,
-        lengths,
-        places,
-        entering,
-        config=self._config,
-        compute=self._compute,
-      )
-      self._requests = _place(self._requests, entering, places)
-      slots = free[: len(group)]
-      tokens_B, live_B = np.asarray(self._slots.tokens_B), np.asarray(self._slots.live_B)
-      scores_B, raw_B = np.asarray(scores_B), np.asarray(raw_B)
-      for row, slot in enumerate(slots):
-        self._take(self._running[slot], [tokens_B[[slot]], scores_B[[row]], raw_B[[row]]])
-        done += self._finish(slot, bool(live_B[slot]))
+    if not any(self._running):
+      self._slots = self._empty_slots()
+    while self._queue and self._missing() <= 0:
+      free = self._running.count(None)
+      group = [self._queue.popleft() for _ in range(min(free, len(self._queue)))]
+      for rows in self._rows(group):
+        done += self._read(rows)
     return done
+
+  def _missing(self) -> int:
+    """How many slots more have to be free before the next prompts are read."""
+    free = self._running.count(None)
+    wanted = max(1, len(self._running) // _REFILL)
+    return 1 - free if free == len(self._running) else min(wanted, len(self._queue)) - free
+
+  def _rows(self, group: Sequence[Request]) -> Iterator[list[list[Request]]]:
+    """Requests whose prompts share rows, a power of two of rows a shard at a time."""
+    rows = [[group[i] for i in row] for row in share([len(r.prompt) for r in group], self._length)]
+    while rows:
+      count = self._shards * power_of_two(max(len(rows) // self._shards, 1) + 1, 2) // 2
+      yield rows[:count]
+      rows = rows[count:]
+
+  def _read(self, rows: Sequence[Sequence[Request]]) -> list[Completion]:
+    """Reads the prompts of rows into free slots."""
+    free = (slot for slot, running in enumerate(self._running) if running is None)
+    group = [request for row in rows for request in row]
+    size = self._shards * power_of_two(-(-len(group) // self._shards), 1)
+    size = min(size, len(self._running))
+    height = self._shards * power_of_two(-(-len(rows) // self._shards), 1)
+    tokens, packing = pack([[r.prompt for r in row] for row in rows], height, size)
+    lengths = np.ones(size, np.int32)
+    places = np.full(size, len(self._running), np.int32)  # outside: what fills up the rows
+    for index, (request, slot) in enumerate(zip(group, free, strict=False)):
+      lengths[index], places[index] = len(request.prompt), slot
+      self._running[slot] = _Running(request)
+    entering = self._fit([*group, *[self._like[0]] * (size - len(group))])
+    new, (scores_B, raw_B) = _start(
+      self._weights,
+      tokens,
+      lengths,
+      entering,
+      config=self._config,
+      compute=self._compute,
+      packing=packing,
+    )
+    self._lengthen()
+    self._slots = _enter(self._slots, new, places)
+    self._requests = _place(self._requests, entering, places)
+    tokens_B, live_B = np.asarray(self._slots.tokens_B), np.asarray(self._slots.live_B)
+    scores_B, raw_B, done = np.asarray(scores_B), np.asarray(raw_B), []
+    for index, slot in enumerate(places[: len(group)].tolist()):
+      self._take(self._running[slot], [tokens_B[[slot]], scores_B[[index]], raw_B[[index]]])
+      done += self._finish(slot, bool(live_B[slot]))
+    return done
+
+  def _empty_slots(self) -> Slots:
+    history, length = self._requests.rows.history, min(self._length, SHORTEST)
+    return _empty(len(self._running), length, history, self._config, self._compute)
+
+  def _lengthen(self) -> None:
+    """Gives the cache, of which every step reads all, room for the next tokens."""
+    rows = (len(row.request.prompt) + len(row.tokens) for row in self._running if row)
+    wanted = min(max(rows) + self._chunk, self._length)
+    if wanted > self._slots.cache.length:
+      self._slots = _lengthen(self._slots, bucket(wanted) - self._slots.cache.length)
 
   def _take(self, running: _Running, columns) -> None:
     for name, column in zip(("tokens", "log_probs", "raw"), columns, strict=True):
@@ -286,17 +321,6 @@ def cut_at(tokens: Sequence[int], request: Request, decode: Decode) -> tuple[int
   return low, text[:at], string
 
 
-def _bucket(n: int) -> int:
-  """The smallest of 16, 32, 48, 64, 96, 128, 192, ... that is at least `n`."""
-  size = _power_of_two(n, SMALLEST_BUCKET)
-  shorter = 3 * size // 4
-  return shorter if n <= shorter and shorter % SMALLEST_BUCKET == 0 else size
-
-
-def _power_of_two(n: int, least: int) -> int:
-  return max(least, 1 << (n - 1).bit_length())
-
-
 @jax.jit
 def _keys(seeds_B, numbers_B):
   return jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))(
@@ -305,27 +329,35 @@ def _keys(seeds_B, numbers_B):
 
 
 _empty = jax.jit(empty_slots, static_argnums=range(5))  # so that no two arrays are one buffer
+_start = jax.jit(start, static_argnames=("config", "compute"))
 _advance = jax.jit(advance, static_argnames=("steps", "config"), donate_argnames="slots")
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute"), donate_argnames="slots")
-def _enter(weights, slots, prompts_BL, lengths_B, places_B, requests, *, config, compute):
-  """Reads prompts into the slots `places_B`; returns the slots and the first tokens' log-probs."""
-  new, scores = start(weights, prompts_BL, lengths_B, requests, config, compute)
-  length = prompts_BL.shape[1]
+@functools.partial(jax.jit, donate_argnames="slots")
+def _enter(slots: Slots, new: Slots, places_B) -> Slots:
+  """The slots with the rows of `new` in the slots `places_B`."""
+  length = min(new.cache.length, slots.cache.length)
 
   def put(old, x):
     return old.at[places_B].set(x, mode="drop")
 
   keys, values = (
-    tuple(old.at[(places_B, *at)].set(x, mode="drop") for old, x in zip(olds, xs, strict=True))
+    tuple(
+      old.at[(places_B, *at)].set(x[(slice(None), *at)], mode="drop")
+      for old, x in zip(olds, xs, strict=True)
+    )
     for olds, xs, at in (
       (slots.cache.keys, new.cache.keys, (slice(None), slice(None), slice(length))),
       (slots.cache.values, new.cache.values, (slice(None), slice(length))),
     )
   )
   rest = jax.tree.map(put, slots.replace(cache=None), new.replace(cache=None))
-  return rest.replace(cache=Cache(keys=keys, values=values)), *scores
+  return rest.replace(cache=Cache(keys=keys, values=values))
+
+
+@functools.partial(jax.jit, static_argnames="length")
+def _lengthen(slots: Slots, length: int) -> Slots:
+  return slots.replace(cache=pad_cache(slots.cache, length))
 
 
 @jax.jit

@@ -172,28 +172,55 @@ def _by_shard(put, batch: int, groups: int):
   )
 
 
-def prefill(
-  weights: dict, tokens_BL: jax.Array, config: ModelConfig, compute: ComputeConfig
-) -> tuple[jax.Array, Cache]:
-  """Runs rows from position 0: hidden states [B,L,D], and a cache of their length.
+@flax.struct.dataclass
+class Packing:
+  """How prompts lie in rows that several of them share.
 
-  Rows are padded on the right: what comes out there means nothing.
+  Attributes:
+    segments_RW: int32, from 1 for the prompts of a row; 0 is padding.
+    positions_RW: int32, of a token in its prompt.
+    places_BL: int32, where in the flat rows the tokens of prompt b are; what lies behind its end
+      means nothing.
   """
-  turns_BLF = tuple(turn_LF[None] for turn_LF in rope_turns(jnp.arange(tokens_BL.shape[1]), config))
+
+  segments_RW: jax.Array
+  positions_RW: jax.Array
+  places_BL: jax.Array
+
+
+def prefill(
+  weights: dict,
+  tokens_BL: jax.Array,
+  config: ModelConfig,
+  compute: ComputeConfig,
+  packing: Packing | None = None,
+) -> tuple[jax.Array, Cache]:
+  """Runs prompts from position 0: their hidden states [B,L,D], and a cache of their length.
+
+  Prompts are padded on the right: what comes out there means nothing. With a packing the tokens are
+  those of its rows [R,W], and so are the hidden states; the cache is by prompt.
+  """
+  if packing is None:
+    segments_BL, positions_BL = jnp.ones_like(tokens_BL), jnp.arange(tokens_BL.shape[1])[None]
+  else:
+    segments_BL, positions_BL = packing.segments_RW, packing.positions_RW
 
   def attend(_, query_BLNK, key_BLGK, value_BLGK):
     out_BLNK = attention(
       query_BLNK,
       key_BLGK,
       value_BLGK,
-      jnp.ones_like(tokens_BL),
+      segments_BL,
       sliding_window=config.sliding_window,
       logit_softcap=config.attention_softcap,
       max_segments=compute.max_segments,
     )
+    if packing is not None:
+      flat = (x.reshape(-1, *x.shape[2:]) for x in (key_BLGK, value_BLGK))
+      key_BLGK, value_BLGK = (x[packing.places_BL] for x in flat)
     return out_BLNK, key_BLGK.transpose(0, 2, 3, 1), value_BLGK.transpose(0, 2, 1, 3)
 
-  return _run(weights, tokens_BL, turns_BLF, attend, config)
+  return _run(weights, tokens_BL, rope_turns(positions_BL, config), attend, config)
 
 
 def _attention(query_BLNK, key_BGKM, value_BGMK, mask_BLM, config: ModelConfig):

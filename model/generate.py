@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from model.config import ComputeConfig, ModelConfig
-from model.decode import Cache, empty_cache, extend, pad_cache, prefill, prepare, token_logits
+from model.decode import (
+  Cache,
+  Packing,
+  empty_cache,
+  extend,
+  pad_cache,
+  prefill,
+  prepare,
+  token_logits,
+)
 from model.sampling import (
   History,
   SamplingConfig,
@@ -115,14 +124,21 @@ def start(
   requests: Requests,
   config: ModelConfig,
   compute: ComputeConfig,
+  packing: Packing | None = None,
 ) -> tuple[Slots, tuple[jax.Array, jax.Array]]:
   """Reads prompts, and chooses the first token of each.
+
+  Args:
+    packing: where `prompts_BL` are the rows [R,W] of a packing.
 
   Returns:
     slots whose cache has the length of the prompts, and the tokens' (log-probs, raw log-probs) [B].
   """
   batch, vocab = len(lengths_B), config.vocab_size
-  hidden_BLD, cache = prefill(weights, prompts_BL, config, compute)
+  hidden_BLD, cache = prefill(weights, prompts_BL, config, compute, packing)
+  if packing is not None:
+    prompts_BL = prompts_BL.reshape(-1)[packing.places_BL]
+    hidden_BLD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[packing.places_BL]
   last_BD = jnp.take_along_axis(hidden_BLD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
   rows = requests.rows
   slots = Slots(
@@ -190,7 +206,7 @@ def advance(
   """Up to `steps` tokens for every live row, in one program; fewer once no row is live.
 
   Args:
-    until_free: bool; whether to return as soon as a row ends.
+    until_free: int32; once so many rows have ended it returns.
 
   Returns:
     slots; tokens, log-probs and raw log-probs [B, steps], with zeros where a row was not live; how
@@ -201,8 +217,8 @@ def advance(
 
   def goes_on(carry):
     index, slots, *_ = carry
-    ended = until_free & jnp.any(was_live_B & ~slots.live_B)
-    return (index < steps) & jnp.any(slots.live_B) & ~ended
+    ended = jnp.sum(was_live_B & ~slots.live_B, dtype=jnp.int32)
+    return (index < steps) & jnp.any(slots.live_B) & (ended < until_free)
 
   def body(carry):
     index, slots, tokens_BT, scores_BT, raw_BT = carry
@@ -257,7 +273,7 @@ def rollout(
   tokens_B = slots.tokens_B
   slots = slots.replace(cache=pad_cache(slots.cache, max_tokens - 1))
   out = advance(
-    weights, slots, requests, config, steps=max(max_tokens - 1, 1), until_free=jnp.array(False)
+    weights, slots, requests, config, steps=max(max_tokens - 1, 1), until_free=len(lengths_B)
   )
   slots, *parts, _ = out
   tokens_BT, scores_BT, raw_BT = (

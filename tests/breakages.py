@@ -564,9 +564,29 @@ BREAKAGES = (
   ),
   Breakage(
     "slot-reuse", "model/batching.py",
-    "places[row] = slot", "places[row] = row",
+    "lengths[index], places[index] = len(request.prompt), slot",
+    "lengths[index], places[index] = len(request.prompt), index",
     "a request enters a slot where another still goes on",
     "tests/test_batching.py::test_every_request_comes_to_what_it_comes_to_alone",
+  ),
+  Breakage(
+    "shared-row", "model/prompt_rows.py",
+    "prompt, counts[number]", "prompt, 1",
+    "a prompt sees those before it in its row",
+    "tests/test_batching.py::test_every_request_comes_to_what_it_comes_to_alone",
+  ),
+  Breakage(
+    "longer-cache", "model/batching.py",
+    "if wanted > self._slots.cache.length:", "if wanted < 0:",
+    "tokens behind the end of the cache are lost",
+    "tests/test_batching.py::test_a_cache_that_grows_changes_no_output",
+  ),
+  Breakage(
+    "likeliest-tie", "model/sampling.py",
+    "block_B * _BLOCK + jnp.argmax(block_BK, axis=-1)",
+    "block_B * _BLOCK + _BLOCK - 1 - jnp.argmax(block_BK[:, ::-1], axis=-1)",
+    "of equal logits the last one is taken",
+    "tests/test_sampling.py::test_the_likeliest_is_the_first_of_the_largest",
   ),
   Breakage(
     "stop-string", "model/batching.py",
@@ -1044,12 +1064,6 @@ BREAKAGES = (
     "a choice lacks what the chat template begins an answer with",
     "tests/test_evaluate.py::"
     "test_a_chat_template_holds_the_prompt_and_its_answer_begins_with_the_choice",
-  ),
-  Breakage(
-    "likeliest-tie", "model/sampling.py",
-    "return jnp.min(jnp.where(largest_BV", "return jnp.max(jnp.where(largest_BV",
-    "of equal logits the last is chosen, and of others the last id",
-    "tests/test_sampling.py::test_the_likeliest_is_the_first_of_the_largest",
   ),
   Breakage(
     "prefix-positions", "train/scorer.py",

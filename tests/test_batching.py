@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from model.batching import Batcher, Request, _bucket, cut_at
+from model import batching
+from model.batching import Batcher, Request, cut_at
 from model.decode import prepare
 from model.generate import request_keys, rollout
 from model.params import param_specs
+from model.prompt_rows import bucket, pack, share
 from model.sampling import SamplingConfig, pad_ids, settings
 from model.sharding import MeshConfig, make_mesh
 from tests.build import compute_config, model_config, numpy_params
@@ -148,9 +150,47 @@ def test_a_request_that_cannot_go_on_is_refused(changes, message):
 
 
 def test_a_bucket_is_half_as_long_again_as_its_prompt_at_most():
-  sizes = [_bucket(n) for n in range(1, 1_000)]
+  sizes = [bucket(n) for n in range(1, 1_000)]
   assert sorted(set(sizes)) == [16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
   assert all(n <= size <= max(16, n + 15, 1.5 * n) for n, size in enumerate(sizes, start=1))
+
+
+def test_a_cache_that_grows_changes_no_output(monkeypatch):
+  monkeypatch.setattr(batching, "SHORTEST", 16)
+  (request,) = (dataclasses.replace(requests()[0], prompt=(1, 2), max_tokens=30, stop_ids=()),)
+  like = dataclasses.replace(request, stop_ids=(3,))
+  (done,) = batcher(1, [like]).run([request])
+  out = rollout(
+    WEIGHTS,
+    np.array([[1, 2]], np.int32),
+    np.array([2], np.int32),
+    request_keys(jax.random.key(5), np.array([0])),
+    settings([request.sampling], CONFIG.vocab_size),
+    None,
+    max_tokens=30,
+    config=CONFIG,
+    compute=COMPUTE,
+  )
+  assert done.tokens == tuple(out.tokens_BT[0].tolist())
+  np.testing.assert_allclose(done.log_probs, out.log_probs_BT[0], atol=1e-4)
+
+
+def test_prompts_that_share_rows_are_whole_and_apart():
+  rng = np.random.default_rng(0)
+  prompts = [rng.integers(1, 48, n).tolist() for n in (90, 3, 40, 64, 1, 17, 30, 90)]
+  rows = share([len(p) for p in prompts], 1_000)
+  assert sorted(i for row in rows for i in row) == list(range(len(prompts)))
+  assert all(sum(len(prompts[i]) for i in row) <= 96 for row in rows)
+  tokens, packing = pack([[prompts[i] for i in row] for row in rows], 4, 9)
+  assert tokens.shape == packing.segments_RW.shape == (4, 96)
+  assert np.count_nonzero(packing.segments_RW) == sum(map(len, prompts))
+  for index, i in enumerate(i for row in rows for i in row):
+    places = packing.places_BL[index, : len(prompts[i])]
+    np.testing.assert_array_equal(tokens.reshape(-1)[places], prompts[i])
+    np.testing.assert_array_equal(packing.positions_RW.reshape(-1)[places], np.arange(len(places)))
+    assert len({(at // 96, packing.segments_RW.reshape(-1)[at]) for at in places.tolist()}) == 1
+  assert share([20, 20], 64) == [[0, 1]]
+  assert share([20, 20], 40) == [[0], [1]]  # a row is no longer than the context
 
 
 def test_a_prompt_that_nearly_fills_the_context_ends_there():
