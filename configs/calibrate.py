@@ -2,7 +2,8 @@
 
     python -m train.main --config configs/calibrate.py
     python -m train.main --config configs/calibrate.py:runs/smollm2 --workdir runs/calibrated \\
-      --config.documents='held/*.jsonl' --config.evaluation=runs/evaluated
+      --config.documents='held/*.jsonl' --config.evaluation=runs/evaluated \\
+      --config.pairs=runs/reward
 
 Fits on one half and prints NLL, Brier score and ECE before and after on the other. The temperatures
 are kept with the model, in its calibration.json.

@@ -56,7 +56,7 @@ def world(tmp_path_factory, theirs):
     folder / "run",
     folder,
     ",".join([*make_lm_eval.TASKS, "refusal_harmful"]),
-    heldout={"text": "text.txt"},
+    heldout={"text": str(folder / "text.txt")},
     window=64,
     max_tokens=8,
     batch_rows=8,
@@ -253,7 +253,7 @@ def test_items_that_the_corpus_holds_are_counted_apart(world):
   folder, _, before = world
   question = make_lm_eval.ROWS["mmlu"][3]["question"]
   (folder / "corpus.txt").write_text(f"Once more. {question.upper()[:300]} And on.")
-  config = suite(folder / "run", folder, "mmlu", corpus="corpus.txt")
+  config = suite(folder / "run", folder, "mmlu", corpus=str(folder / "corpus.txt"))
   assert main.run(config, folder / "dirty") == main.DONE
   task = results.read(folder / "dirty")["tasks"]["mmlu"]
   assert task["counts"]["in_the_corpus"] == 1

@@ -62,3 +62,8 @@ def test_a_recipe_that_fails_is_one_line():
   )
   assert main.without_traceback(quoted) == "a: b"
   assert main.without_traceback("plain: words") == "plain: words"
+
+
+def test_the_workdir_is_named_after_the_recipe_and_the_run_that_it_takes():
+  named = {"a/b.py": "runs/b", "a/b.py:c": "runs/b-c", "a/b.py:runs/c": "runs/b-c"}
+  assert {flag: str(main.default_workdir(flag)) for flag in named} == named

@@ -17,7 +17,7 @@ from tests import base_run
 from tests.base_run import on_one_device  # noqa: F401
 from tests.build import compute_config
 from tests.compiled import compiled_once  # noqa: F401
-from train import export, main, reward_model, reward_report
+from train import calibrate, export, main, reward_model, reward_report
 from train.metrics import read
 from train.pair_loss import PairLossConfig, comparison_loss
 
@@ -176,6 +176,14 @@ def test_a_run_learns_planted_preferences_and_reports(trained, config):
   assert "answers of" in report["normalization"]
   curation = json.loads((trained / "curation.json").read_text())
   assert curation["overlap"] == {"with": None, "pairs": 0, "of": curation["rows"]}
+
+
+def test_the_scores_of_held_out_pairs_can_be_calibrated(trained):
+  report = json.loads((trained / "reward_report.json").read_text())["dimensions"]
+  found = calibrate.read_pairs(trained)
+  assert len(found) == sum(one["n"] for one in report.values())
+  right = sum(pair.scores[0] > pair.scores[1] for pair in found)
+  assert right == pytest.approx(sum(one["n"] * one["accuracy"] for one in report.values()))
 
 
 def test_the_scale_is_frozen_into_the_scorer(trained, config):

@@ -52,7 +52,8 @@ class CalibrateConfig:
     seq_len: tokens of a row.
     batch_size: rows that are computed together.
     evaluation: an eval.json, or its folder, whose questions with one right option are calibrated.
-    pairs: JSONL with the scores of a reward model, {"chosen": number, "rejected": number} a line.
+    pairs: JSONL with a reward model's scores, {"chosen": number, "rejected": number} a line, or the
+      folder of the run that trained it, with those of its held-out pairs.
     max_bad_lines: malformed lines that a file of documents may have.
   """
 
@@ -271,6 +272,7 @@ def read_choices(path: Path) -> list[Choice]:
 
 def read_pairs(path: Path) -> list[Choice]:
   """The comparisons of a reward model, of which the first is the better one."""
+  path = path / calibration.SCORES if path.is_dir() else path
   found = []
   try:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):

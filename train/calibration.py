@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 FILE = "calibration.json"
+SCORES = "heldout_scores.jsonl"  # of a reward model's held-out pairs, in its run
 BINS = 15
 LOWEST, HIGHEST = 0.02, 50.0  # of the temperatures that are looked at
 

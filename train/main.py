@@ -114,9 +114,9 @@ def _report(error: Exception, workdir: Path, code: int) -> int:
 
 
 def default_workdir(config_flag: str) -> Path:
-  """runs/<config>: "configs/a.py" gives runs/a, and its variant "configs/a.py:b" runs/a-b."""
+  """runs/a for "configs/a.py", and runs/a-b for its variants "configs/a.py:b" and "...:x/b"."""
   file, _, variant = config_flag.partition(":")
-  return Path("runs") / "-".join(filter(None, (Path(file).stem, variant)))
+  return Path("runs") / "-".join(filter(None, (Path(file).stem, Path(variant).name)))
 
 
 def describe(config: Mapping[str, Any] | None) -> str:

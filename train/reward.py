@@ -25,7 +25,7 @@ from model.hf_config import read_json
 from model.params import param_specs
 from model.sampling import SamplingConfig, pad_ids, settings
 from model.sharding import abstract_params, host_rows, make_mesh
-from train import loop, pairwise, reward_model, reward_report
+from train import calibration, loop, pairwise, reward_model, reward_report
 from train.config import RewardConfig
 from train.initial import given_params
 from train.pair_loss import comparison_loss, pair_scores, reward_loss
@@ -99,8 +99,8 @@ def closing(config: RewardConfig, workdir: Path) -> str:
   """What a run that came to its end says."""
   del config
   return (
-    f"All of it is in {workdir}: {REPORT}, metrics.jsonl, and the reward model with its scale in "
-    f"{reward_model.SCORER}/."
+    f"All of it is in {workdir}: {REPORT}, {calibration.SCORES}, metrics.jsonl, and the reward "
+    f"model with its scale in {reward_model.SCORER}/."
   )
 
 
@@ -224,9 +224,23 @@ def finish(
   reward_model.save(workdir / reward_model.SCORER, done, config.model, dimensions, data)
   if jax.process_index() == 0:
     write_atomically(workdir / REPORT, json.dumps(report, indent=2) + "\n")
+    write_atomically(
+      workdir / calibration.SCORES, score_lines(held_out, (raw - mean) / std, dimensions)
+    )
   print(
     f"Held-out pairs; the scale is that of {where}:\n{reward_report.table(report['dimensions'])}"
   )
+
+
+def score_lines(pairs: Sequence[Pair], scores: np.ndarray, dimensions: Sequence[str]) -> str:
+  """JSONL of what the better and the worse answer of held-out pairs score, by dimension."""
+  lines = []
+  for pair, both in zip(pairs, scores.tolist(), strict=True):
+    for name, chosen, rejected in zip(dimensions, *both, strict=True):
+      if sign := pair.signs.get(name):
+        better, worse = (chosen, rejected) if sign > 0 else (rejected, chosen)
+        lines.append(json.dumps({"dimension": name, "chosen": better, "rejected": worse}) + "\n")
+  return "".join(lines)
 
 
 def reference_answers(

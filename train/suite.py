@@ -39,7 +39,7 @@ class SuiteConfig:
   """Which tasks, and how they are put to a model.
 
   Attributes:
-    folder: where relative paths begin.
+    folder: where relative paths of the sets begin.
     tasks: the names of tasks with commas between, of `data.prompts.FORMS`; empty for none.
     sets: task -> SetConfig.
     heldout: name -> documents (a path, a glob or an fsspec URL) for perplexity and bits per byte.
@@ -260,7 +260,7 @@ def _in_chat(prompt: Prompt, choices: Sequence[str], template: ChatTemplate) -> 
 
 
 def _read_texts(name: str, path: str, config: SuiteConfig, encoder: Encoder, window: int) -> Task:
-  files = documents.find(_place(config.folder, path))
+  files = documents.find(path)
   entries, left_out = [], {}
   for number, (_, text) in enumerate(documents.scan(files, config.max_bad_lines)):
     if config.limit is not None and number >= config.limit:
@@ -286,7 +286,7 @@ def contaminated(tasks: Sequence[Task], config: SuiteConfig) -> dict[str, set[tu
     for task in tasks
     for entry in task.entries
   }
-  corpus = contamination.open_corpus(_place(config.folder, config.corpus))
+  corpus = contamination.open_corpus(config.corpus)
   dirty, short = contamination.contaminated(texts, corpus, config.max_bad_lines)
   return {"dirty": dirty, "short": short}
 
