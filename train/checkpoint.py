@@ -34,7 +34,9 @@ from train.manifest import Leaves, Manifest
 from train.spill import read_leaf
 
 # Of weights alone: what is encoded, and decoded, at once; and what waits to be written, as a file.
-CHUNK_BYTES, FILE_BYTES = 16 * 2**20, 64 * 2**20
+# Larger for larger leaves, so that there are not too many files. A file smaller than a chunk is
+# written with it; where it was larger than one, all of a leaf's chunks were in memory.
+CHUNK_BYTES, FILE_BYTES = 16 * 2**20, 4 * 2**20
 
 
 class Checkpointer:
@@ -250,8 +252,8 @@ class Checkpointer:
         largest = max(leaf.nbytes for leaves in items.values() for leaf in leaves.values())
         limit = 1.01 * largest / 1e9
         handlers = {item: ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit) for item in items}
-        how = ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
-        options["ocdbt_target_data_file_size"] = FILE_BYTES
+        how = ocp.SaveArgs(chunk_byte_size=max(CHUNK_BYTES, largest // 32))
+        options["ocdbt_target_data_file_size"] = max(FILE_BYTES, largest // 128)
       orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
       args = {
         item: ocp.args.PyTreeSave(leaves, save_args=how and dict.fromkeys(leaves, how), **options)
