@@ -406,6 +406,12 @@ BREAKAGES = (
     "test_a_restart_at_any_step_on_other_hosts_goes_on_with_the_same_batches[3]",
   ),
   Breakage(
+    "provenance-partial", "train/provenance.py",
+    ' + (number in cursor["partial"][:1])', "",
+    "no step is said to have seen a document that is packed in part when the last checkpoint is made",
+    "tests/test_provenance.py::test_every_step_that_saw_a_document_is_found",
+  ),
+  Breakage(
     "provenance-offset", "train/provenance.py",
     "start, stop, offset, segment.length)", "start, stop, 0, segment.length)",
     "a part of a long document is taken for its beginning",

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from data import sources
-from tests.test_loader import SEED, read, run  # noqa: F401  (the fixture of three sources)
+from tests.test_batches import SEED, read, run  # noqa: F401  (the fixture of three sources)
 from train import manifest, provenance
 
 STEPS = 10
@@ -37,13 +37,25 @@ def test_a_row_is_made_of_the_documents_that_are_named(run, history):  # noqa: F
 
 
 def test_every_step_that_saw_a_document_is_found(history):
+  wanted = [("tiny", 2), ("tiny", 4), ("late", 3), *(("big", i) for i in range(6))]
   rows = collections.defaultdict(set)
   for step in range(1, STEPS + 1):
     for row in range(history.config.batch_size):
       for part in provenance.row_parts(history, step, row):
         rows[part.source, part.index].add((step, row))
   outcomes = set()
-  for source, index in [("tiny", 2), ("tiny", 4), ("late", 3), *(("big", i) for i in range(6))]:
+  begun = [  # documents longer than a row, of which the last checkpoint has seen a part
+    (history.mixture.names[cursor["partial"][0]], int(stream), cursor["positions"])
+    for stream, cursor in history.cursors[STEPS].items()
+    if cursor["partial"]
+  ]
+  assert begun
+  for source, stream, positions in begun:
+    number = history.mixture.names.index(source)
+    index = history.mixture.document(number, stream, positions[number])
+    assert rows[source, index]
+    wanted.append((source, index))
+  for source, index in wanted:
     seen = list(provenance.sightings(history, source, index))
     assert {(s.step, s.row) for s in seen if s.step} == rows[source, index]
     outcomes |= {s.outcome for s in seen if not s.step}

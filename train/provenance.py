@@ -140,7 +140,9 @@ def sightings(history: History, source: str, index: int) -> Iterator[Sighting]:
   if not history.cursors:
     raise ValueError("the run has no checkpoint yet, so no step of it is known to be kept.")
   last = max(history.cursors)
-  taken = {int(v): cursor["positions"][number] for v, cursor in history.cursors[last].items()}
+  taken = {}  # positions of each stream; one whose document is packed in part was seen as well
+  for stream, cursor in history.cursors[last].items():
+    taken[int(stream)] = cursor["positions"][number] + (number in cursor["partial"][:1])
   for epoch in range(max(taken.values()) * mixture.streams // size + 1):
     stream, position = mixture.places(number, index, epoch)
     if position < taken[stream]:
