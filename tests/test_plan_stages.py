@@ -11,7 +11,7 @@ from configs import ppo_37b, reward_37b, sft_37b
 from model.params import count, flops_per_token
 from model.sharding import MeshConfig, make_mesh
 from tests.tiny import get_config as tiny
-from train import dpo, hlo, plan, plan_ppo, ppo, reward, sft
+from train import dpo, hlo, plan, plan_page, plan_ppo, ppo, reward, sft
 from train.cluster import load_cluster
 from train.deviceless import missing_packages
 from train.program import compile_program
@@ -81,8 +81,8 @@ def test_a_stage_that_counts_its_steps_by_data_asks_for_them(on_cpu, capsys):
   assert "train.steps is None" in capsys.readouterr().err
   assert plan.run({"stage": "sample"}, "h100", 1) == plan.BAD_INPUT
   assert "has no step to plan" in capsys.readouterr().err
-  assert plan.run(small_ppo().to_dict(), "h100", 1, outputs={"html": "x"}) == plan.BAD_INPUT
-  assert "--json alone" in capsys.readouterr().err
+  assert plan.run(small_ppo().to_dict(), "h100", 1, outputs={"hlo": "x"}) == plan.BAD_INPUT
+  assert "--json and --html alone" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,24 @@ def test_an_iteration_of_ppo_is_all_its_programs(planned):
   assert set(held) == {"model", "critic", "reference", "reward models"}
   text = plan_ppo.render(found)
   assert all(f"\n{name}" in text for name in programs)
+
+
+def test_a_plan_of_ppo_is_a_page_with_plots_where_there_are_times(planned):
+  _, found = planned
+  without = plan_page.ppo_page(found, plan_ppo.render(found))
+  assert "<img" not in without and "update" in without
+  programs = [
+    one | {"seconds": 0.5, "waterfall": {"products": 0.3, "network": 0.2}, "peak_bytes": 2**33}
+    for one in found["programs"]
+  ]
+  times = {"iteration_seconds": 4.5, "days": 1.0, "gpu_hours": 192.0}
+  timed = found | times | {"programs": programs}
+  page = plan_page.ppo_page(timed, "<text>")
+  assert page.count("<img") == 2 and "4.5 s an iteration of 16 responses" in page
+  assert "<pre>&lt;text&gt;</pre>" in page
+  axes = plan_page.iteration_plot(timed).axes[0]
+  ends = {round(bar.get_x() + bar.get_width(), 6) for bar in axes.patches}
+  assert ends == {0.3, 0.5, 4 * 0.3, 4 * 0.5}  # the update runs four times
 
 
 def test_the_weights_are_gathered_once_and_the_rollout_waits_for_no_network(planned):

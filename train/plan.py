@@ -236,11 +236,13 @@ def run(
       )
     parsed = importlib.import_module(f"train.{config['stage']}").parse_config(config)
     if config["stage"] == "ppo":
-      unknown = [name for name in ("html", "hlo") if outputs.get(name)]
-      if unknown or minutes is not None or compared:
-        raise ValueError("a plan of PPO has several programs: --json alone goes with it.")
+      if outputs.get("hlo") or minutes is not None or compared:
+        raise ValueError("a plan of PPO has several programs: --json and --html alone go with it.")
       plan = plan_ppo.make_plan(parsed, nodes, cluster, cache)
-      print(plan_ppo.render(plan))
+      text = plan_ppo.render(plan)
+      print(text)
+      if outputs.get("html"):
+        write_atomically(Path(outputs["html"]), plan_page.ppo_page(plan, text))
       if outputs.get("json"):
         write_atomically(Path(outputs["json"]), json.dumps(plan, indent=2) + "\n")
       return DONE

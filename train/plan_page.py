@@ -147,6 +147,55 @@ def pareto_plot(found: list, limit: int):
   return figure
 
 
+def ppo_page(plan: Mapping[str, Any], text: str) -> str:
+  """A plan of PPO as HTML: an iteration's seconds and the peaks by program, and the text."""
+  title = f"PPO of {plan['params'] / 1e9:.1f}B parameters on {plan['devices']} devices"
+  parts = [f"<h1>{title}</h1>", f"<p>{html.escape(plan['cluster'])}</p>"]
+  if plan["iteration_seconds"] is not None:
+    parts.append(
+      f"<p><b>{plan['iteration_seconds']:.1f} s an iteration of {plan['responses']:,} responses"
+      f"</b>; {plan['days']:.1f} days, {plan['gpu_hours']:,.0f} GPU-hours.</p>"
+    )
+    for heading, figure in (
+      ("An iteration", iteration_plot(plan)),
+      ("The peak of each program, beside what is held", peaks_plot(plan)),
+    ):
+      parts.append(f'<h2>{heading}</h2><img alt="{heading}" src="{_embedded(figure)}">')
+  parts.append(f"<h2>As text</h2><pre>{html.escape(text)}</pre>")
+  head = f"<meta charset='utf-8'><title>{title}</title><style>{STYLE}</style>"
+  return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def iteration_plot(plan: Mapping[str, Any]):
+  """A bar a program, all its runs, by what the seconds go to."""
+  programs = plan["programs"]
+  figure, axes = _figure(0.8 + 0.4 * len(programs))
+  kinds = list(dict.fromkeys(kind for one in programs for kind in one["waterfall"]))
+  left = [0.0] * len(programs)
+  for kind in kinds:
+    widths = [one["runs"] * one["waterfall"].get(kind, 0.0) for one in programs]
+    if max(widths) > 0.002 * plan["iteration_seconds"]:
+      axes.barh(range(len(programs)), widths, left=left, label=kind)
+      left = [a + b for a, b in zip(left, widths, strict=True)]
+  names = [f"{one['name']} x {one['runs']}" for one in programs]
+  axes.set(yticks=range(len(programs)), yticklabels=names, xlabel="seconds of an iteration")
+  axes.invert_yaxis()
+  figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+  return figure
+
+
+def peaks_plot(plan: Mapping[str, Any]):
+  """The most memory of a device during each program, against what may be used."""
+  programs = [one for one in plan["programs"] if one["peak_bytes"] is not None]
+  figure, axes = _figure(0.8 + 0.3 * len(programs))
+  axes.barh(range(len(programs)), [one["peak_bytes"] / GIB for one in programs])
+  axes.axvline(plan["usable_bytes"] / GIB, color="black", linestyle="--", linewidth=1)
+  axes.set(yticks=range(len(programs)), yticklabels=[one["name"] for one in programs])
+  axes.set_xlabel("GiB a device")
+  axes.invert_yaxis()
+  return figure
+
+
 def search_page(found: list, limit: int, text: str) -> str:
   """A search as HTML: its Pareto plot, and its table as text."""
   plot = _embedded(pareto_plot(found, limit))
