@@ -408,7 +408,7 @@ BREAKAGES = (
   Breakage(
     "provenance-partial", "train/provenance.py",
     ' + (number in cursor["partial"][:1])', "",
-    "no step is said to have seen a document that is packed in part when the last checkpoint is made",
+    "no step saw a document that is packed in part at the last checkpoint",
     "tests/test_provenance.py::test_every_step_that_saw_a_document_is_found",
   ),
   Breakage(
