@@ -25,7 +25,7 @@ def get_config(folder: str = "runs/sft_37b") -> ConfigDict:
   config.data.update(path="prompts/*.jsonl", seq_len=2_048, response_tokens=1_024, batch_size=512)
   config.compute.update(
     scan_layers=True,  # two models an update, 52 layers each
-    remat_save=("key", "value", "attention_out", "attention_lse", "mlp_gate", "mlp_up"),
+    remat_save=("qkv", "attention_out", "attention_lse", "mlp_gate", "mlp_up"),
     max_segments=2,  # a row is one text; the kernel wants at least two
   )
   config.rollout.layout = "gathered"

@@ -46,6 +46,8 @@ def get_config() -> ConfigDict:
         "remat_offload": (),
         "attention": "auto",
         "max_segments": placeholder(int),
+        "fuse_qkv": False,
+        "gradients_in_order": False,
         "reduce_gradients_in_fp32": True,
         "loss_chunks": 8,
       },

@@ -30,15 +30,18 @@ def get_config() -> ConfigDict:
     max_segments=32,
     remat="selective",
     remat_save=(
-      "key",
-      "value",
+      "inverse_rms",
+      "qkv",
       "attention_out",
       "attention_lse",
       "attention_proj",
       "mlp_gate",
       "mlp_up",
+      "loss_slope",
     ),
-    loss_chunks=2,
+    fuse_qkv=True,
+    gradients_in_order=True,
+    loss_chunks=8,
   )
   config.mesh.update(data=1, fsdp=128)
   config.data.max_segments = 32  # the kernel launches for that many documents a row

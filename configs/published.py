@@ -17,9 +17,9 @@ from configs import pretrain
 
 # What MaxText's policies save for the backward pass, by our names.
 MINIMAL_FLASH = (
-  "query", "key", "value", "attention_out", "attention_lse", "attention_proj", "mlp_gate", "mlp_up",
+  "qkv", "attention_out", "attention_lse", "attention_proj", "mlp_gate", "mlp_up",
 )  # fmt: skip
-DOTS_EXCEPT_MLP = ("query", "key", "value", "attention_out", "attention_lse", "attention_proj")
+DOTS_EXCEPT_MLP = ("qkv", "attention_out", "attention_lse", "attention_proj")
 MAXTEXT_OPTIONS = {  # its scripts' XLA_FLAGS, of those that XLA still has
   "xla_gpu_enable_pipelined_all_gather": True,
   "xla_gpu_enable_pipelined_reduce_scatter": True,

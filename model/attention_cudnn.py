@@ -117,8 +117,11 @@ def _flash_forward(options, q_BLNK, k_BLGK, v_BLGK, segment_ids_BL):
   )
   excess_BL11 = (segment_ids_BL > options.max_segments)[..., None, None]
   out_BLNK = jnp.where(excess_BL11, jnp.nan, _zero_padding(out_BLNK, segment_ids_BL))
-  out_BLNK = checkpoint_name(out_BLNK.astype(q_BLNK.dtype), "attention_out")
+  out_BLNK = out_BLNK.astype(q_BLNK.dtype)
   stats_NBL = tokens_of_documents(stats, segment_ids_BL, options.max_segments)
+  # Not later, with those of other layers: until then the padded ones take memory.
+  out_BLNK, stats_NBL = jax.lax.optimization_barrier((out_BLNK, stats_NBL))
+  out_BLNK = checkpoint_name(out_BLNK, "attention_out")
   stats_NBL = checkpoint_name(stats_NBL, "attention_lse")
   return out_BLNK, (q_BLNK, k_BLGK, v_BLGK, segment_ids_BL, out_BLNK, stats_NBL)
 

@@ -8,13 +8,14 @@ layers in front, which the suffix leaves out.
 import dataclasses
 
 REMAT_POLICIES = ("none", "full", "selective")
-# Activations of a layer that a selective policy can save or offload, in the order of computation.
-# The last two of the attention are the kernel's own residuals: with both, it runs forward once.
+# Activations of a layer that a selective policy can save or offload, in the order of computation;
+# inverse_rms is of all its norms, a number a token or head. attention_out and _lse are the kernel's
+# own residuals: with both, it runs forward once. loss_slope is the loss's: with it, the logits are
+# computed once.
 SAVABLE = (
+  "inverse_rms",
   "attention_norm",
-  "query",
-  "key",
-  "value",
+  "qkv",
   "attention_out",
   "attention_lse",
   "attention_proj",
@@ -22,6 +23,7 @@ SAVABLE = (
   "mlp_gate",
   "mlp_up",
   "mlp_hidden",
+  "loss_slope",
 )
 ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "chunked", "pallas", "cudnn")
 
@@ -96,8 +98,15 @@ class ComputeConfig:
       "selective" those of SAVABLE that are in `remat_save`, or on the host in `remat_offload`.
     attention: an implementation of `model.attention`.
     max_segments: documents in a row that cuDNN's offsets have room for; None for the others.
+    fuse_qkv: queries, keys and values as one product of a layer. A few key-value heads alone are
+      too few columns, and in the backward pass too shallow, to keep a matrix unit busy; and it is
+      one gather, and one sum of gradients. Laptops are as fast without.
+    gradients_in_order: a weight's gradient comes before what follows it in the backward pass. A
+      scheduler may otherwise put it off, and keep for it what it is made of, of several layers; but
+      then XLA may merge their sums over devices, as few layers with slow networks want it.
     reduce_gradients_in_fp32: whether weight gradients are summed over devices in fp32.
-    loss_chunks: parts of a row whose fp32 logits are held at one time.
+    loss_chunks: parts of a row whose fp32 logits are held at one time; with "loss_slope", parts of
+      the vocabulary.
   """
 
   dtype: str
@@ -107,6 +116,8 @@ class ComputeConfig:
   remat_offload: tuple[str, ...]
   attention: str
   max_segments: int | None
+  fuse_qkv: bool
+  gradients_in_order: bool
   reduce_gradients_in_fp32: bool
   loss_chunks: int
 

@@ -55,6 +55,8 @@ FP32 = ComputeConfig(
   remat_offload=(),
   attention="chunked",
   max_segments=None,
+  fuse_qkv=False,
+  gradients_in_order=False,
   reduce_gradients_in_fp32=True,
   loss_chunks=1,
 )

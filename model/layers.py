@@ -15,40 +15,49 @@ from model.sharding import constrain
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
   """RMSNorm (https://arxiv.org/abs/1910.07467) over the last axis, computed in fp32."""
   x32 = x.astype(jnp.float32)
-  inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-  return (x32 * inverse * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+  return (x32 * inverse_rms(x32, eps) * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+
+
+def inverse_rms(x32: jax.Array, eps: float) -> jax.Array:
+  """1 / sqrt(mean of squares + eps) over the last axis, which stays."""
+  return checkpoint_name(
+    jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps), "inverse_rms"
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
 def project(
-  subscripts: str, x: jax.Array, weight: jax.Array, reduce_in_fp32: bool, out_dtype=None
+  subscripts: str, x: jax.Array, weight: jax.Array, compute: ComputeConfig, out_dtype=None
 ) -> jax.Array:
   """`einsum(subscripts, x, weight)` in the dtype of x, with the gradient of `weight` in fp32.
 
   The weight is the fp32 master copy and is cast here. Plain autodiff would round the gradient's
-  partial sums to the compute dtype before the sum over devices; with `reduce_in_fp32` the product
-  leaves the matrix unit in fp32, so that sum is in fp32 too, at twice the bytes on the wire.
-  `out_dtype` (default: that of x) is what the product itself leaves the matrix unit in.
+  partial sums to the compute dtype before the sum over devices; with `reduce_gradients_in_fp32` the
+  product leaves the matrix unit in fp32, so that sum is in fp32 too, at twice the bytes on the
+  wire. `out_dtype` (default: that of x) is what the product itself leaves the matrix unit in.
   """
-  return _project_forward(subscripts, x, weight, reduce_in_fp32, out_dtype)[0]
+  return _project_forward(subscripts, x, weight, compute, out_dtype)[0]
 
 
-def _project_forward(subscripts, x, weight, reduce_in_fp32, out_dtype):
+def _project_forward(subscripts, x, weight, compute, out_dtype):
+  del compute
   # The cast weight is kept, not cast again: in a recomputed layer its devices' parts are then
   # gathered once for the product and its gradient.
   weight = weight.astype(x.dtype)
   return jnp.einsum(subscripts, x, weight, preferred_element_type=out_dtype), (x, weight)
 
 
-def _project_backward(subscripts, reduce_in_fp32, out_dtype, residuals, grad):
+def _project_backward(subscripts, compute, out_dtype, residuals, grad):
   del out_dtype
   x, weight = residuals
   grad = grad.astype(x.dtype)
   inputs, out = subscripts.split("->")
   x_axes, w_axes = inputs.split(",")
   grad_x = jnp.einsum(f"{out},{w_axes}->{x_axes}", grad, weight)
-  dtype = jnp.float32 if reduce_in_fp32 else x.dtype
+  dtype = jnp.float32 if compute.reduce_gradients_in_fp32 else x.dtype
   grad_w = jnp.einsum(f"{x_axes},{out}->{w_axes}", x, grad, preferred_element_type=dtype)
+  if compute.gradients_in_order:
+    grad_x, grad_w = jax.lax.optimization_barrier((grad_x, grad_w))
   return grad_x, grad_w.astype(jnp.float32)
 
 
@@ -56,13 +65,20 @@ project.defvjp(_project_forward, _project_backward)
 
 
 def linear(
-  params: dict, name: str, subscripts: str, x: jax.Array, reduce_in_fp32: bool
+  params: dict, name: str, subscripts: str, x: jax.Array, compute: ComputeConfig
 ) -> jax.Array:
-  """`project` by the weight `name` of a block, plus its low-rank adapter where it has one.
+  """`project` by the weight `name` of a block, plus its low-rank adapter where it has one."""
+  out = project(subscripts, x, params[name], compute)
+  return adapted(out, params, name, subscripts, x, compute)
+
+
+def adapted(
+  out: jax.Array, params: dict, name: str, subscripts: str, x: jax.Array, compute: ComputeConfig
+) -> jax.Array:
+  """`out` plus what the low-rank adapter of weight `name` adds where a block has one.
 
   The adapter (`model.lora`) adds scale * (x in) out, in the dtype of x.
   """
-  out = project(subscripts, x, params[name], reduce_in_fp32)
   adapter = params.get("lora", {}).get(name)
   if adapter is None:
     return out
@@ -70,9 +86,15 @@ def linear(
   x_axes, w_axes = inputs.split(",")
   contracted = "".join(axis for axis in w_axes if axis in x_axes)
   kept = "".join(axis for axis in w_axes if axis not in x_axes)
-  low_BLR = project(f"{x_axes},{contracted}R->BLR", x, adapter["in"], reduce_in_fp32)
-  update = project(f"BLR,R{kept}->{outputs}", low_BLR, adapter["out"], reduce_in_fp32)
+  low_BLR = project(f"{x_axes},{contracted}R->BLR", x, adapter["in"], compute)
+  update = project(f"BLR,R{kept}->{outputs}", low_BLR, adapter["out"], compute)
   return out + update * adapter["scale"].astype(x.dtype)
+
+
+def in_groups(query_NK: jax.Array, key_GK: jax.Array, value_GK: jax.Array) -> jax.Array:
+  """[..., G, H, K]: of each key-value head its queries, then its key, then its value."""
+  query_GRK = query_NK.reshape(*key_GK.shape[:-1], -1, key_GK.shape[-1])
+  return jnp.concatenate([query_GRK, key_GK[..., None, :], value_GK[..., None, :]], axis=-2)
 
 
 def add_bias(x_BLNK: jax.Array, bias_NK: jax.Array) -> jax.Array:
@@ -102,26 +124,60 @@ def rope_turns(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array, ja
   return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x_BLNK: jax.Array, turns_BLF: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Applies RoPE in fp32; pairs are (i, i + K/2), as in Hugging Face's Llama."""
+def rotate(
+  x_BLNK: jax.Array, turns_BLF: tuple[jax.Array, jax.Array], norm_K: jax.Array | None, eps: float
+) -> jax.Array:
+  """Applies RoPE in fp32; pairs are (i, i + K/2), as in Hugging Face's Llama.
+
+  With `norm_K` of `rms_norm` before it: its inverse root mean square, one number a head, is
+  multiplied last, so that neither is a pass over memory of its own.
+  """
   cos, sin = (turn_BLF[:, :, None] for turn_BLF in turns_BLF)
-  first, second = jnp.split(x_BLNK.astype(jnp.float32), 2, axis=-1)
+  x32_BLNK = x_BLNK.astype(jnp.float32)
+  inverse_BLN1 = 1.0
+  if norm_K is not None:
+    inverse_BLN1 = inverse_rms(x32_BLNK, eps)
+    x32_BLNK = x32_BLNK * norm_K[None, None, None]
+  first, second = jnp.split(x32_BLNK, 2, axis=-1)
   rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-  return rotated.astype(x_BLNK.dtype)
+  return (rotated * inverse_BLN1).astype(x_BLNK.dtype)
 
 
 def qkv(params, x_BLD, positions_BL, config: ModelConfig, compute: ComputeConfig):
   """Query [B,L,N,K], key and value [B,L,G,K] of a layer, rotated (and normed) for attention."""
-  fp32 = compute.reduce_gradients_in_fp32
-  # Named as they leave the matrix unit: the backward pass of the norm needs what went into it.
-  query_BLNK = linear(params, "query_DNK", "BLD,DNK->BLNK", x_BLD, fp32)
-  query_BLNK = checkpoint_name(constrain(query_BLNK, "batch", "length", "heads", None), "query")
-  key_BLGK = linear(params, "key_DGK", "BLD,DGK->BLGK", x_BLD, fp32)
-  key_BLGK = checkpoint_name(constrain(key_BLGK, "batch", "length", "kv_heads", None), "key")
-  value_BLGK = linear(params, "value_DGK", "BLD,DGK->BLGK", x_BLD, fp32)
-  value_BLGK = checkpoint_name(constrain(value_BLGK, "batch", "length", "kv_heads", None), "value")
+  project_qkv = _fused_qkv if compute.fuse_qkv else _separate_qkv
   turns_BLF = rope_turns(positions_BL, config)
-  return finish_qkv(params, query_BLNK, key_BLGK, value_BLGK, turns_BLF, config)
+  return finish_qkv(params, *project_qkv(params, x_BLD, compute), turns_BLF, config)
+
+
+# Both name what they give as it leaves the matrix unit: the backward pass of the norms needs what
+# went into them.
+def _separate_qkv(params, x_BLD, compute: ComputeConfig):
+  def one(name, subscripts, heads):
+    out_BLHK = linear(params, name, subscripts, x_BLD, compute)
+    return checkpoint_name(constrain(out_BLHK, "batch", "length", heads, None), "qkv")
+
+  return (
+    one("query_DNK", "BLD,DNK->BLNK", "heads"),
+    one("key_DGK", "BLD,DGK->BLGK", "kv_heads"),
+    one("value_DGK", "BLD,DGK->BLGK", "kv_heads"),
+  )
+
+
+def _fused_qkv(params, x_BLD, compute: ComputeConfig):
+  names = ("query_DNK", "key_DGK", "value_DGK")
+  weight_DGHK = in_groups(*(params[name] for name in names))
+  out_BLGHK = project("BLD,DGHK->BLGHK", x_BLD, weight_DGHK, compute)
+  out_BLGHK = checkpoint_name(
+    constrain(out_BLGHK, "batch", "length", "kv_heads", None, None), "qkv"
+  )
+  *_, heads, head_dim = out_BLGHK.shape
+  parts = jax.lax.split(out_BLGHK, (heads - 2, 1, 1), axis=3)  # transposed, one concatenation
+  parts = (part.reshape(*x_BLD.shape[:2], -1, head_dim) for part in parts)
+  return tuple(
+    adapted(part, params, name, "BLD,DHK->BLHK", x_BLD, compute)
+    for part, name in zip(parts, names, strict=True)
+  )
 
 
 def finish_qkv(params, query_BLNK, key_BLGK, value_BLGK, turns_BLF, config: ModelConfig):
@@ -130,10 +186,10 @@ def finish_qkv(params, query_BLNK, key_BLGK, value_BLGK, turns_BLF, config: Mode
     query_BLNK = add_bias(query_BLNK, params["query_bias_NK"])
     key_BLGK = add_bias(key_BLGK, params["key_bias_GK"])
     value_BLGK = add_bias(value_BLGK, params["value_bias_GK"])
-  if config.qk_norm:
-    query_BLNK = rms_norm(query_BLNK, params["query_norm_K"], config.norm_eps)
-    key_BLGK = rms_norm(key_BLGK, params["key_norm_K"], config.norm_eps)
-  return rotate(query_BLNK, turns_BLF), rotate(key_BLGK, turns_BLF), value_BLGK
+  norms = (params["query_norm_K"], params["key_norm_K"]) if config.qk_norm else (None, None)
+  query_BLNK = rotate(query_BLNK, turns_BLF, norms[0], config.norm_eps)
+  key_BLGK = rotate(key_BLGK, turns_BLF, norms[1], config.norm_eps)
+  return query_BLNK, key_BLGK, value_BLGK
 
 
 def attention_block(
@@ -157,18 +213,27 @@ def attention_block(
 
 def attention_output(params, out_BLNK, compute: ComputeConfig):
   """Projects the heads' outputs back to the residual stream."""
-  fp32 = compute.reduce_gradients_in_fp32
-  out_BLD = linear(params, "out_NKD", "BLNK,NKD->BLD", out_BLNK, fp32)
+  out_BLD = linear(params, "out_NKD", "BLNK,NKD->BLD", out_BLNK, compute)
   return checkpoint_name(constrain(out_BLD, "batch", "length", None), "attention_proj")
+
+
+@jax.custom_vjp
+def in_turn(*xs: jax.Array) -> tuple[jax.Array, ...]:
+  """Itself; in the backward pass what goes on from one waits until all have their gradients."""
+  return xs
+
+
+in_turn.defvjp(lambda *xs: (xs, None), lambda _, grads: jax.lax.optimization_barrier(grads))
 
 
 def swiglu_block(params, x_BLD, config: ModelConfig, compute: ComputeConfig):
   """Pre-norm SwiGLU (https://arxiv.org/abs/2002.05202), without the residual."""
-  fp32 = compute.reduce_gradients_in_fp32
   x_BLD = checkpoint_name(rms_norm(x_BLD, params["norm_D"], config.norm_eps), "mlp_norm")
-  gate_BLF = checkpoint_name(linear(params, "gate_DF", "BLD,DF->BLF", x_BLD, fp32), "mlp_gate")
-  up_BLF = checkpoint_name(linear(params, "up_DF", "BLD,DF->BLF", x_BLD, fp32), "mlp_up")
+  gate_BLF = checkpoint_name(linear(params, "gate_DF", "BLD,DF->BLF", x_BLD, compute), "mlp_gate")
+  if compute.gradients_in_order:
+    gate_BLF, x_BLD = in_turn(gate_BLF, x_BLD)
+  up_BLF = checkpoint_name(linear(params, "up_DF", "BLD,DF->BLF", x_BLD, compute), "mlp_up")
   hidden_BLF = jax.nn.silu(gate_BLF) * up_BLF
   hidden_BLF = checkpoint_name(constrain(hidden_BLF, "batch", "length", "mlp"), "mlp_hidden")
-  out_BLD = linear(params, "down_FD", "BLF,FD->BLD", hidden_BLF, fp32)
+  out_BLD = linear(params, "down_FD", "BLF,FD->BLD", hidden_BLF, compute)
   return constrain(out_BLD, "batch", "length", None)

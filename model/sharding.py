@@ -124,6 +124,12 @@ def batch_shards(mesh: Mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
+def parts_of(axis: str) -> int:
+  """In how many parts the table splits a logical axis under `jax.set_mesh`; without a mesh, 1."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else math.prod(mesh.shape[name] for name in RULES[axis])
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   """Pins an activation to the table's sharding under `jax.set_mesh`; without a mesh, x itself."""
   if jax.sharding.get_abstract_mesh().empty:

@@ -94,11 +94,10 @@ def logits(
   params: dict, hidden_BLD: jax.Array, config: ModelConfig, compute: ComputeConfig
 ) -> jax.Array:
   """fp32 logits [B,L,V] of hidden states, soft-capped where the config says so."""
-  fp32 = compute.reduce_gradients_in_fp32
   if config.tie_embeddings:
-    out_BLV = project("BLD,VD->BLV", hidden_BLD, params["embedding_VD"], fp32, jnp.float32)
+    out_BLV = project("BLD,VD->BLV", hidden_BLD, params["embedding_VD"], compute, jnp.float32)
   else:
-    out_BLV = project("BLD,DV->BLV", hidden_BLD, params["unembedding_DV"], fp32, jnp.float32)
+    out_BLV = project("BLD,DV->BLV", hidden_BLD, params["unembedding_DV"], compute, jnp.float32)
   out_BLV = constrain(out_BLV, "batch", "length", "vocab")
   if config.logit_softcap is not None:
     out_BLV = config.logit_softcap * jnp.tanh(out_BLV / config.logit_softcap)

@@ -51,6 +51,8 @@ def compute_config(**changes) -> ComputeConfig:
       "remat_offload": (),
       "attention": "xla",
       "max_segments": None,
+      "fuse_qkv": False,
+      "gradients_in_order": False,
       "reduce_gradients_in_fp32": True,
       "loss_chunks": 2,
     }

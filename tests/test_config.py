@@ -31,9 +31,9 @@ def test_a_whole_recipe_becomes_frozen_dataclasses():
     "factor": 8, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positions": 8_192,
   }  # fmt: skip
   config = changed(model__rope_scaling=scaling, compute__remat="selective",
-                   compute__remat_save=["query"])  # fmt: skip
+                   compute__remat_save=["qkv"])  # fmt: skip
   assert config.model.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 8_192)
-  assert config.compute.remat_save == ("query",)
+  assert config.compute.remat_save == ("qkv",)
   assert hash(config.model) and hash(config.compute)  # they are static arguments of jit
 
 
@@ -93,7 +93,7 @@ def test_architectures_that_cannot_be_are_refused(changes, message):
     ({"attention": "flash"}, r"compute\.attention is 'flash'"),
     ({"remat": "some"}, r"compute\.remat is 'some'"),
     ({"remat": "selective", "remat_save": ("keys",)}, r"compute\.remat_save is 'keys'"),
-    ({"remat": "full", "remat_offload": ("key",)}, r"set compute\.remat to 'selective'"),
+    ({"remat": "full", "remat_offload": ("qkv",)}, r"set compute\.remat to 'selective'"),
     ({"loss_chunks": 0}, r"compute\.loss_chunks is 0"),
   ],
 )

@@ -37,7 +37,8 @@ def test_adapters_begin_as_nothing_and_merge_into_the_same_function():
   merged = lora.merge(params)
   assert jax.tree.structure(merged) == jax.tree.structure(param_specs(MODEL), is_leaf=is_spec)
   np.testing.assert_allclose(logits(merged, rows), adapted, rtol=1e-4, atol=1e-4)
-  np.testing.assert_allclose(logits(params, rows, scan_layers=False), adapted, rtol=1e-5, atol=1e-5)
+  for other in ({"scan_layers": False}, {"fuse_qkv": True}):
+    np.testing.assert_allclose(logits(params, rows, **other), adapted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_step_moves_the_adapters_alone_and_keeps_no_state_of_the_rest(monkeypatch):

@@ -1,5 +1,6 @@
 """The loss: chunks change nothing, sums and weights, and no logits of all tokens at one time."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from model.params import param_specs
+from model.sharding import MeshConfig, make_mesh
 from model.transformer import logits
 from tests.build import compute_config, model_config, numpy_params, packed_rows
 from train.losses import LossConfig, cross_entropy, next_token_loss
@@ -28,9 +30,13 @@ def float64_reference(params, hidden, targets):
   return log_z - np.take_along_axis(out, targets[..., None], -1)[..., 0], log_z
 
 
+KEPT = {"remat": "selective", "remat_save": ("loss_slope",)}
+
+
+@pytest.mark.parametrize("kept", [{}, KEPT], ids=["again", "kept"])
 @pytest.mark.parametrize("chunks", [1, 3, 12])
-def test_matches_float64_in_any_number_of_chunks(chunks):
-  compute = compute_config(loss_chunks=chunks)
+def test_matches_float64_in_any_number_of_chunks(chunks, kept):
+  compute = compute_config(loss_chunks=chunks, **kept)
 
   @jax.jit
   def run(params, hidden):
@@ -52,6 +58,87 @@ def test_matches_float64_in_any_number_of_chunks(chunks):
   np.testing.assert_allclose(hidden_gradient, slope @ table.T, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(
     grads["unembedding_DV"], np.einsum("bld,blv->dv", HIDDEN, slope), rtol=1e-4, atol=1e-5
+  )
+
+
+@pytest.mark.parametrize(("kept", "products"), [({}, 4), (KEPT, 3)], ids=["again", "kept"])
+def test_a_kept_slope_computes_the_logits_once(kept, products):
+  compute = compute_config(loss_chunks=1, **kept)
+
+  def total(params, hidden):
+    return sum(x.sum() for x in cross_entropy(params, hidden, TARGETS, CONFIG, compute))
+
+  jaxpr = str(jax.make_jaxpr(jax.grad(total, (0, 1)))(PARAMS, HIDDEN))
+  assert jaxpr.count("dot_general[") == products
+
+
+def test_a_slope_in_fp16_keeps_small_probabilities_and_targets_that_are_nearly_certain():
+  compute = compute_config(loss_chunks=1, dtype="float16", **KEPT)
+  logits = np.array([0.0, -16.0, -8.0, -20.0], np.float16)
+  weight = {"unembedding_DV": jnp.eye(4)}
+
+  def total(hidden, target):
+    nll, log_z = cross_entropy(weight, hidden, np.array([[target]]), CONFIG, compute)
+    return 8 * nll.sum() + 0.01 * log_z.sum()
+
+  exact = np.exp(logits.astype(np.float64))
+  exact /= exact.sum()
+  for target in (0, 2):
+    found = jax.grad(total)(logits[None, None], target)[0, 0]
+    expected = 8 * (exact - np.eye(4)[target]) + 0.01 * exact
+    np.testing.assert_allclose(found, expected, rtol=2**-9, atol=2**-25)  # fp16's least is 2^-24
+
+
+def test_a_slope_knows_no_soft_cap():
+  config = dataclasses.replace(CONFIG, logit_softcap=5.0)
+  with pytest.raises(ValueError, match=r"model\.logit_softcap=5\.0; leave one"):
+    cross_entropy(PARAMS, HIDDEN, TARGETS, config, compute_config(**KEPT))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_a_slope_of_a_vocabulary_over_devices(tied):
+  """Each part has a share of every device's tokens, whose ids are far from each other."""
+  config = dataclasses.replace(CONFIG, tie_embeddings=tied)
+  weight = PARAMS["unembedding_DV"]
+  params = {"embedding_VD": weight.T} if tied else PARAMS
+  compute = compute_config(loss_chunks=3, **KEPT)
+
+  def outs(params, hidden):
+    nll, log_z = cross_entropy(params, hidden, TARGETS, config, compute)
+    return jnp.sum((nll + 0.1 * log_z) * WEIGHTS), (nll, log_z)
+
+  run = jax.jit(jax.value_and_grad(outs, (0, 1), has_aux=True))
+  expected = run(params, HIDDEN)
+  mesh = make_mesh(MeshConfig(2, 1, 1, 4), jax.devices()[:8])
+  with jax.set_mesh(mesh):
+    found = run(params, HIDDEN)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+
+
+def test_a_slope_of_a_vocabulary_that_its_parts_do_not_divide_is_refused():
+  with pytest.raises(ValueError, match=r"model\.vocab_size=48 is not .* compute\.loss_chunks=9 "):
+    targets = np.zeros((2, 9), np.int32)
+    cross_entropy(PARAMS, HIDDEN[:, :9], targets, CONFIG, compute_config(loss_chunks=9, **KEPT))
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_a_tied_table_has_the_same_slope(chunks):
+  config = dataclasses.replace(CONFIG, tie_embeddings=True)
+  tied = {"embedding_VD": PARAMS["unembedding_DV"].T}
+
+  def gradients(config, params, compute):
+    def total(params, hidden):
+      nll, log_z = cross_entropy(params, hidden, TARGETS, config, compute)
+      return jnp.sum((nll + 0.1 * log_z) * WEIGHTS)
+
+    grads, hidden = jax.grad(total, (0, 1))(params, HIDDEN)
+    return grads, hidden
+
+  grads, hidden = gradients(config, tied, compute_config(loss_chunks=chunks, **KEPT))
+  expected, expected_hidden = gradients(CONFIG, PARAMS, compute_config(loss_chunks=1))
+  np.testing.assert_allclose(hidden, expected_hidden, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(
+    grads["embedding_VD"], expected["unembedding_DV"].T, rtol=1e-4, atol=1e-5
   )
 
 

@@ -74,10 +74,10 @@ def test_trains_like_one_device_in_every_other_way(sizes):
 
 
 @functools.cache
-def reduced_over_devices(reduce_in_fp32: bool) -> set[tuple[str, tuple[int, ...]]]:
+def reduced_over_devices(**changes) -> set[tuple[str, tuple[int, ...]]]:
   """(dtype, shape) of whatever the compiled fp16 step sums over devices."""
   model = model_config(num_layers=1, d_ff=40, qkv_bias=True)
-  compute = compute_config(dtype="float16", reduce_gradients_in_fp32=reduce_in_fp32)
+  compute = compute_config(dtype="float16", **changes)
   mesh = make_mesh(MeshConfig(8, 1, 1, 1))
   trainer = Trainer(model, compute, mesh=mesh)
   with jax.set_mesh(mesh):
@@ -90,10 +90,15 @@ def reduced_over_devices(reduce_in_fp32: bool) -> set[tuple[str, tuple[int, ...]
   }
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["separate", "fused"])
 @pytest.mark.parametrize("reduce_in_fp32", [True, False], ids=["fp32", "fp16"])
-def test_gradients_of_matrices_are_summed_over_devices_in_the_dtype_asked(reduce_in_fp32):
-  found = reduced_over_devices(reduce_in_fp32)
-  matrices = {(16, 40), (40, 16), (16, 4, 4), (4, 4, 16), (16, 2, 4), (16, 48)}
+def test_gradients_of_matrices_are_summed_over_devices_in_the_dtype_asked(reduce_in_fp32, fused):
+  found = reduced_over_devices(
+    reduce_gradients_in_fp32=reduce_in_fp32, fuse_qkv=fused, gradients_in_order=fused
+  )
+  # As one, two groups have two queries, a key and a value.
+  heads = {(16, 2, 4, 4)} if fused else {(16, 4, 4), (16, 2, 4)}
+  matrices = {(16, 40), (40, 16), (4, 4, 16), (16, 48), *heads}
   wanted, other = ("f32", "f16") if reduce_in_fp32 else ("f16", "f32")
   for shape in matrices:
     assert (wanted, shape) in found and (other, shape) not in found, shape

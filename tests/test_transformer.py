@@ -25,7 +25,8 @@ RICH = {
   "rope_scaling": RopeScaling(4.0, 1.0, 4.0, 8),
 }
 PLAIN = {"tie_embeddings": False, "qk_norm": False}
-SELECTED = ("attention_norm", "query", "attention_out", "mlp_gate")
+FUSED = {"fuse_qkv": True, "gradients_in_order": True}
+SELECTED = ("attention_norm", "inverse_rms", "qkv", "attention_out", "mlp_gate")
 
 
 def params_of(config, seed=0):
@@ -106,10 +107,10 @@ def test_second_document_of_a_row_equals_the_same_alone(options):
   assert_trees_close(gradient, expected_gradient, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [RICH], ids=["rich"])
-def test_scanned_equals_unrolled(options):
-  config, params, batch, expected = reference(tuple(options.items()))
-  got = compiled(config, compute_config(scan_layers=False))(params, batch)
+@pytest.mark.parametrize("changes", [{}, FUSED], ids=["plain", "fused"])
+def test_scanned_equals_unrolled_and_fused(changes):
+  config, params, batch, expected = reference(tuple(RICH.items()))
+  got = compiled(config, compute_config(scan_layers=False, **changes))(params, batch)
   assert_trees_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -120,8 +121,9 @@ def test_scanned_equals_unrolled(options):
     {"remat": "full", "scan_layers": False},
     {"remat": "selective", "remat_save": SELECTED},
     {"remat": "selective", "remat_save": SELECTED[:2], "remat_offload": SELECTED[2:]},
+    {"remat": "selective", "remat_save": SELECTED, "scan_layers": False} | FUSED,
   ],
-  ids=["full", "full-unrolled", "selective", "offload"],
+  ids=["full", "full-unrolled", "selective", "offload", "selective-fused-unrolled"],
 )
 def test_remat_changes_no_gradient(changes):
   config, params, batch, expected = reference(tuple(PLAIN.items()))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from model import transformer
 from model.config import ComputeConfig, ModelConfig
+from train.slope import sloped_cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +42,24 @@ def cross_entropy(
 ) -> tuple[jax.Array, jax.Array]:
   """Negative log-likelihood of the targets in nats and log(Z), both fp32 [B,L].
 
-  The rows are taken in `compute.loss_chunks` chunks, whose logits are recomputed in the backward
-  pass, so that fp32 logits are held for one chunk only. A chunk is every n-th token of a row:
-  with the length sharded over devices, each of them has its share of every chunk.
+  The rows are taken in `compute.loss_chunks` chunks, so that fp32 logits are held for one chunk
+  only. The backward pass computes them again, unless `compute.remat_save` has "loss_slope", their
+  gradient in the compute dtype. A chunk is every n-th token of a row: with the length sharded over
+  devices, each of them has its share of every chunk.
   """
   batch, length = targets_BL.shape
   chunks = compute.loss_chunks
   if length % chunks:
     raise ValueError(f"rows of {length} tokens are not divisible by compute.loss_chunks={chunks}.")
+  if "loss_slope" in compute.remat_save:
+    if config.logit_softcap is not None:
+      raise ValueError(
+        "compute.remat_save has 'loss_slope', which is of logits without "
+        f"model.logit_softcap={config.logit_softcap}; leave one of them out."
+      )
+    name = "embedding_VD" if config.tie_embeddings else "unembedding_DV"
+    with jax.named_scope("loss"):
+      return sloped_cross_entropy(compute, name[-2:], hidden_BLD, params[name], targets_BL)
 
   def chunk(_, inputs):
     hidden_BCD, targets_BC = inputs

@@ -181,9 +181,8 @@ def activation_bytes(config: RunConfig) -> dict[str, int]:
   m = config.model
   heads, groups = 2 * m.num_heads * m.head_dim, 2 * m.num_kv_heads * m.head_dim
   return {
-    "query": heads,
-    "key": groups,
-    "value": groups,
+    "inverse_rms": 4 * (2 + (m.num_heads + m.num_kv_heads) * m.qk_norm),
+    "qkv": heads + 2 * groups,
     "attention_out": heads,
     "attention_lse": 4 * m.num_heads,
     "attention_proj": 2 * m.d_model,
@@ -199,17 +198,17 @@ def tokens_a_part(config: RunConfig) -> float:
 
 
 def saved_bytes(config: RunConfig) -> float:
-  """Bytes a device of what all layers save for the backward pass of a microbatch."""
-  if config.compute.remat == "none":
+  """Bytes a device of what is saved for the backward pass of a microbatch."""
+  compute, m = config.compute, config.model
+  if compute.remat == "none":
     return 0.0  # all that jax's rules of differentiation want; nobody counted it
   whole, tensor = ("attention_proj",), config.mesh.tensor
-  sizes = activation_bytes(config)
-  layer = 2 * config.model.d_model + sum(
-    sizes[name] / (1 if name in whole else tensor)
-    for name in config.compute.remat_save
-    if name in sizes
-  )
-  return tokens_a_part(config) * config.model.num_layers * layer
+  sizes = {
+    name: size / (1 if name in whole else tensor) for name, size in activation_bytes(config).items()
+  }
+  layer = 2 * m.d_model + sum(sizes.get(name, 0) for name in compute.remat_save)
+  slope = 2 * m.vocab_size / tensor if "loss_slope" in compute.remat_save else 0
+  return tokens_a_part(config) * (m.num_layers * layer + slope)
 
 
 def memory(module: Module, program: Program, cluster: Cluster) -> dict[str, Any]:

@@ -40,6 +40,8 @@ COMPUTE = {
     remat_offload=(),
     attention="auto",
     max_segments=None,
+    fuse_qkv=False,
+    gradients_in_order=False,
     reduce_gradients_in_fp32=True,
     loss_chunks=1,
   )
