@@ -138,6 +138,10 @@ def test_collectives_by_link_size_and_latency(cluster):
     2 * seconds("reduce-scatter", gib, 8, 1), rel=1e-2
   )
   assert seconds("all-gather", 1, 128, 16) > 250e-6  # latency alone
+  # Of an all-reduce it is that of a tree, nine nodes deep: up and down.
+  assert seconds("all-reduce", 1, 4096, 512) == pytest.approx(
+    2 * (7 * 1.9e-6 + 9 * 4e-6) + 2e-6, rel=1e-3
+  )
   assert seconds("all-gather", gib, 1, 1) == 0
 
 

@@ -72,8 +72,9 @@ def collective_seconds(t: Traffic, cluster: Cluster) -> float:
   """Rings of NCCL, as its own tuner models them: hops in a row, and bytes over the slowest link.
 
   A ring enters and leaves a node once, so a group with r devices on a node has r network cards for
-  r rings. An all-reduce goes round twice. In an all-to-all, and between a pair, a device sends for
-  itself, over its own card what leaves the node.
+  r rings. An all-reduce goes round twice, or, where that is faster, up and down a tree of nodes. In
+  an all-to-all, and between a pair, a device sends for itself, over its own card what leaves the
+  node.
   """
   if t.members == 1:
     return 0.0
@@ -94,7 +95,11 @@ def collective_seconds(t: Traffic, cluster: Cluster) -> float:
     wire = t.nbytes * (t.members - 1) / t.members
     hops_inside, hops_between = t.members - t.nodes, t.nodes - 1 if t.nodes > 1 else 0
   hops = hops_inside * c["ring_intra_seconds"] + hops_between * c["ring_inter_seconds"]
-  return rounds * (hops + wire / (link * c["link_efficiency"])) + c["launch_seconds"]
+  seconds = hops + wire / (link * c["link_efficiency"])
+  if t.op == "all-reduce":
+    depth = (a_node - 1) * c["ring_intra_seconds"] + math.log2(t.nodes) * c["ring_inter_seconds"]
+    seconds = min(seconds, depth + t.nbytes / (link * c["link_efficiency"]))
+  return rounds * seconds + c["launch_seconds"]
 
 
 @dataclasses.dataclass(frozen=True)
