@@ -3,6 +3,7 @@
   python -m train.plan --config configs/pretrain_37b.py
   python -m train.plan --config configs/pretrain_37b.py --json plan.json --hlo step.txt
   python -m train.plan --config configs/pretrain_37b.py --search --html search.html
+  python -m train.plan --config configs/pretrain_37b.py --growth --html growth.png
   python -m train.plan --config configs/ppo_37b.py
   python -m train.plan --compare runs/quickstart --cluster cpu
   python -m train.plan --validate
@@ -21,7 +22,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from model.params import count, flops_per_token, param_specs
-from train import compare, hlo, plan_page, plan_ppo, search, validate
+from train import compare, growth, hlo, plan_page, plan_ppo, search, validate
 from train.cluster import Cluster, load_cluster, range_ends
 from train.config import RunConfig
 from train.plan_text import render
@@ -202,11 +203,27 @@ def run_validation(refit: bool, cache: Path | None) -> None:
 def run_search(config, nodes: int, cluster: Cluster, minutes: float, html, cache) -> None:
   """Prints what a search found, and writes its page."""
   found = search.search(config, nodes, cluster, minutes=minutes, cache=cache)
-  text = search.table(found, cluster.usable_memory_bytes)
+  limit = cluster.usable_memory_bytes
+  text = search.table(found, limit)
   print(f"\n{text}")
-  if html:
-    limit = cluster.usable_memory_bytes
-    write_atomically(Path(html), plan_page.search_page(found, limit, text))
+  write_plot(html, "Seconds and bytes", lambda: plan_page.pareto_plot(found, limit), text)
+
+
+def run_growth(config, cluster: Cluster, html, cache) -> None:
+  """Prints a recipe on fewer and more nodes, and writes its page."""
+  sizes = growth.grow(config, cluster, cache)
+  base = growth.best_of(sizes)
+  text = growth.table(sizes, base)
+  print(f"\n{text}")
+  write_plot(html, "Growth", lambda: plan_page.growth_plot(sizes, base), text)
+
+
+def write_plot(path: str | None, title: str, plot: Callable[[], Any], text: str) -> None:
+  """A page with a plot and its table, or, where the path says .png, the plot alone."""
+  if path and path.endswith(".png"):
+    Path(path).write_bytes(plan_page.png(plot()))
+  elif path:
+    write_atomically(Path(path), plan_page.one_plot_page(title, plot(), text))
 
 
 def run(
@@ -217,6 +234,7 @@ def run(
   outputs: Mapping[str, str | None] | None = None,
   cache: Path | None = None,
   minutes: float | None = None,
+  grown: bool = False,
   compared: Path | None = None,
 ) -> int:
   """Plans a recipe and prints it; returns the exit code.
@@ -224,6 +242,7 @@ def run(
   Args:
     outputs: files to write: {"json": path, "html": path, "hlo": path}.
     minutes: searches for so long instead.
+    grown: plans it on fewer and more nodes instead.
     compared: a run's folder, whose measurements are printed beside the plan.
   """
   outputs = outputs or {}
@@ -248,6 +267,9 @@ def run(
       return DONE
     if minutes is not None:
       run_search(parsed, nodes, cluster, minutes, outputs.get("html"), cache)
+      return DONE
+    if grown:
+      run_growth(parsed, cluster, outputs.get("html"), cache)
       return DONE
     program = compile_program(parsed, nodes, cluster, cache)
     if outputs.get("hlo"):
@@ -277,10 +299,11 @@ def define_flags() -> dict[str, flags.FlagHolder]:
     "cluster": text("cluster", "h100", "A file of train/clusters, without .json."),
     "nodes": flags.DEFINE_integer("nodes", None, "Nodes; by default the cluster's.", lower_bound=1),
     "json": text("json", None, "Where to write the plan as JSON."),
-    "html": text("html", None, "Where to write the plan, or the search, as a page with plots."),
+    "html": text("html", None, "A page of the plan, search or growth with plots; or a .png."),
     "hlo": text("hlo", None, "Where to write the compiled program's text."),
     "search": yes("search", False, "Look for the fastest variant of the recipe that fits."),
     "minutes": flags.DEFINE_float("minutes", 10.0, "How long --search takes.", lower_bound=0.1),
+    "growth": yes("growth", False, "Plan the recipe on fewer and more nodes: what speed it keeps."),
     "compare": text("compare", None, "A run's folder: its measurements beside its plan."),
     "validate": yes("validate", False, "Check the model on published runs instead."),
     "fit": yes("fit", False, "With --validate: fit the constants anew, and say them."),
@@ -315,6 +338,7 @@ def main(argv: Sequence[str], holders: dict[str, flags.FlagHolder]) -> int:
     outputs={name: given[name] for name in ("json", "html", "hlo")},
     cache=cache,
     minutes=given["minutes"] if given["search"] else None,
+    grown=given["growth"],
     compared=compared,
   )
 

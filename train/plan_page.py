@@ -196,11 +196,30 @@ def peaks_plot(plan: Mapping[str, Any]):
   return figure
 
 
-def search_page(found: list, limit: int, text: str) -> str:
-  """A search as HTML: its Pareto plot, and its table as text."""
-  plot = _embedded(pareto_plot(found, limit))
-  head = f"<meta charset='utf-8'><title>Search</title><style>{STYLE}</style>"
-  body = f'<h1>Seconds and bytes</h1><img alt="Pareto" src="{plot}"><pre>{html.escape(text)}</pre>'
+def growth_plot(sizes: list, base):
+  """Speed a GPU over how many there are, relative to `base`; open circles do not fit."""
+  figure, axes = _figure(4)
+  devices = [size.devices for size in sizes]
+  kept = [size.mfu / base.mfu for size in sizes]
+  axes.plot(devices, kept, color="tab:blue")
+  for size, share in zip(sizes, kept, strict=True):
+    face = "tab:blue" if size.fits else "white"
+    axes.plot([size.devices], [share], marker="o", color="tab:blue", markerfacecolor=face)
+    note = f"{size.mfu:.1%}, {size.peak_bytes / GIB:.0f} GiB"
+    axes.annotate(note, (size.devices, share), (0, 8), textcoords="offset points", ha="center")
+  axes.axhline(1, color="black", linestyle="--", linewidth=1)
+  axes.set_xscale("log", base=2)
+  axes.set(xticks=devices, xticklabels=[f"{n:,}" for n in devices], ylim=(0, 1.2))
+  axes.margins(x=0.12)
+  axes.set(xlabel="GPUs (open: does not fit)", ylabel=f"speed a GPU, of that of {base.devices:,}")
+  return figure
+
+
+def one_plot_page(title: str, figure, text: str) -> str:
+  """A search, or growth, as HTML: its plot, and its table as text."""
+  head = f"<meta charset='utf-8'><title>{title}</title><style>{STYLE}</style>"
+  plot = f'<img alt="{title}" src="{_embedded(figure)}">'
+  body = f"<h1>{title}</h1>{plot}<pre>{html.escape(text)}</pre>"
   return f"<!doctype html><html><head>{head}</head><body>{body}</body></html>\n"
 
 
