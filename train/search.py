@@ -1,11 +1,12 @@
-"""The fastest way to run a recipe that fits a cluster: mesh, microbatches, remat, attention, loops.
+"""The fastest way to run a recipe that fits a cluster: mesh, microbatches, remat, attention, flags.
 
     python -m train.plan --search --config configs/pretrain_37b.py --html search.html
 
 Thousands of candidates are ranked by a formula, a lower bound of their seconds and an estimate of
 their bytes; the best of each kind are compiled and walked by the plan's model, best bound first,
-until the budget is used up or no bound is under what was found. Compiled programs are kept in the
-cache, so a search that was stopped continues.
+until the budget is used up or no bound is under what was found. Then the layers of the best are put
+in line, and XLA's options varied. Compiled programs are kept in the cache, so a search that was
+stopped continues.
 """
 
 import dataclasses
@@ -35,11 +36,18 @@ SLACK = 3 * GIB  # of the formula: what it estimates over the limit may still fi
 # What a layer saves, from least to most; each set with what it adds to the one before.
 LADDER = (
   (),
-  ("key", "value", "attention_out", "attention_lse"),
-  ("query",),
+  ("inverse_rms", "qkv", "attention_out", "attention_lse"),
   ("attention_proj",),
   ("mlp_gate",),
   ("mlp_up",),
+)
+# XLA's options that are tried on the best, over those of the recipe's profile.
+FLAGS = (
+  {"xla_gpu_reduce_scatter_combine_threshold_bytes": 2**27},
+  {"xla_gpu_all_gather_combine_threshold_bytes": 2**28},
+  {"xla_gpu_enable_triton_gemm": True},
+  {"xla_gpu_enable_while_loop_double_buffering": True},
+  {"xla_gpu_enable_pipelined_all_gather": True, "xla_gpu_enable_pipelined_reduce_scatter": True},
 )
 
 
@@ -76,27 +84,31 @@ def candidates(config: PretrainConfig, devices: int, cluster: Cluster) -> Iterat
     for a_part in (1, 2, 4):
       if a_device % a_part:
         continue
-      for save, offload in remat_sets():
+      for remat in remat_sets(config):
         for attention, scan in itertools.product(("pallas", "cudnn"), (True, False)):
           changes = {
             "mesh": {"data": data, "fsdp": fsdp, "tensor": tensor},
             "train.microbatches": a_device // a_part,
-            "compute.remat_save": save,
-            "compute.remat_offload": offload,
+            **{f"compute.{name}": value for name, value in remat.items()},
             "compute.attention": attention,
             "compute.scan_layers": scan,
           }
           yield bounded(changes, config, devices, cluster)
 
 
-def remat_sets() -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-  """(saved, offloaded): the rungs of the ladder, the top with one or two of its parts left out."""
+def remat_sets(config: PretrainConfig) -> Iterator[dict[str, Any]]:
+  """Changes to `compute`: the rungs of the ladder, and the top with a part left out or on the host.
+
+  The slope of the loss is kept where the recipe keeps it.
+  """
+  slope = tuple(name for name in config.compute.remat_save if name == "loss_slope")
   rungs = [tuple(itertools.chain(*LADDER[: i + 1])) for i in range(1, len(LADDER))]
-  yield from ((rung, ()) for rung in rungs)
-  for left_out in (("query",), ("attention_proj",), ("mlp_gate",), ("query", "key")):
-    yield tuple(name for name in rungs[-1] if name not in left_out), ()
-  rest = tuple(name for name in rungs[-1] if name != "attention_proj")
-  yield rest, ("attention_proj",)
+  plain = {"remat_offload": ()}
+  yield from (plain | {"remat_save": rung + slope} for rung in rungs)
+  for part in ("qkv", "attention_proj", "mlp_gate"):
+    rest = plain | {"remat_save": tuple(n for n in rungs[-1] if n != part) + slope}
+    yield rest
+    yield rest | {"remat_offload": (part,)}
 
 
 def bounded(
@@ -119,6 +131,9 @@ def apply(config: PretrainConfig, changes: dict[str, Any]) -> PretrainConfig:
     if "." in key:
       section, name = key.split(".")
       sections.setdefault(section, {})[name] = value
+  if "xla_options" in sections.get("train", {}):
+    changed = sections["train"]["xla_options"]
+    sections["train"]["xla_options"] = {**config.train.xla_options, **changed}
   if "compute" in sections:
     sections["compute"]["remat"] = "selective"
     if sections["compute"].get("attention") == "cudnn":
@@ -140,21 +155,26 @@ def estimated_bytes(config: PretrainConfig) -> float:
 
 
 def seconds_bound(config: PretrainConfig, devices: int, cluster: Cluster) -> float:
-  """Products, attention and the tensor axis's sums, or, if that is longer, the weights' traffic."""
+  """Products, attention, least bytes, the tensor axis's sums and what the weights' traffic slows.
+
+  Or that traffic alone, if it takes longer.
+  """
   m, mesh, c = config.model, config.mesh, cluster.constants
   tokens = config.data.batch_size * config.data.seq_len
   matrices = count(param_specs(m)) - m.vocab_size * m.d_model
+  kept = config.compute.remat_save + config.compute.remat_offload
   recomputed = sum(
     size * m.d_model * m.num_layers / 2
     for name, size in activation_bytes(config).items()
-    if name not in config.compute.remat_save + config.compute.remat_offload
-    and name not in ("attention_out", "attention_lse")
+    if name not in kept and name not in ("inverse_rms", "attention_out", "attention_lse")
   )
+  if "loss_slope" not in kept:
+    recomputed += m.vocab_size * m.d_model
   products = (6 * matrices + 2 * recomputed) * tokens / devices / cluster.peak_flops
   products /= min(1.05 * c["gemm_efficiency"], cluster.bounds["gemm_efficiency"])
   kind = "flash" if config.compute.attention == "cudnn" else "pallas"
   square = m.num_layers * m.num_heads * m.head_dim * config.data.seq_len * tokens / devices
-  times = 2 if "attention_out" not in config.compute.remat_save else 1
+  times = 2 if "attention_out" not in kept else 1
   attention = square * (
     2 * times / c[f"{kind}_forward_efficiency"] + 5 / c[f"{kind}_backward_efficiency"]
   )
@@ -171,7 +191,14 @@ def seconds_bound(config: PretrainConfig, devices: int, cluster: Cluster) -> flo
   ]
   wire = sum(collective_seconds(t, cluster) for t in layer)
   wire *= m.num_layers * config.train.microbatches
-  return max(products + attention / cluster.peak_flops + sums, wire)
+  # Beside a collective, compute has fewer processors.
+  slowed = wire * c["collective_processors"] / cluster.facts["streaming_multiprocessors"]
+  # SwiGLU reads and writes 11 arrays of its hidden size, and norms, residuals and rotations 16 of
+  # the model's.
+  elements = 11 * m.d_ff / mesh.tensor + 16 * m.d_model
+  memory = 2 * elements * m.num_layers * tokens / devices * mesh.tensor
+  memory /= cluster.facts["hbm_bytes_per_second"] * c["hbm_efficiency"]
+  return max(products + attention / cluster.peak_flops + sums + memory + slowed, wire)
 
 
 def _traffic(op: str, nbytes: int, members: int, cluster: Cluster, inner: int) -> Traffic:
@@ -191,8 +218,10 @@ def search(
 ) -> list[Found]:
   """Compiles candidates, the recipe itself first, for about `minutes`; the fastest that fits first.
 
-  Half of the time goes to scanned layers, by their bounds. A program with its layers in line takes
-  several times as long to compile, so the rest goes to those of the fastest scanned ones.
+  A program with its layers in line takes several times as long to compile. So the first half of the
+  time is for scanned layers, by their bounds, until none is under the best. Then the fastest of
+  them are put in line, until even the largest gain that this had would not do; and XLA's options
+  are varied on the best of all.
   """
   devices = nodes * cluster.gpus_a_node
   limit = cluster.usable_memory_bytes
@@ -218,17 +247,30 @@ def search(
       flush=True,
     )
 
+  def late(share: float) -> bool:
+    return time.monotonic() - start > share * 60 * minutes
+
+  def ranked() -> list[Found]:
+    return sorted(found[1:], key=lambda f: (f.peak_bytes > limit + SLACK, f.seconds))
+
   compile_next(bounded(own, config, devices, cluster))
   scanned = [c for c in fitting if c.config.compute.scan_layers]
   for candidate in sorted(scanned, key=lambda c: (c.seconds, c.nbytes)):
-    if time.monotonic() - start > 30 * minutes or candidate.seconds >= best():
+    if late(0.5) or candidate.seconds >= best():
       break
     compile_next(candidate)
-  ranked = sorted(found[1:], key=lambda f: (f.peak_bytes > limit + SLACK, f.seconds))
-  for changes in [f.changes | {"compute.scan_layers": False} for f in ranked]:
-    if time.monotonic() - start > 60 * minutes:
+  gain = 0.0
+  for looped in ranked():
+    if late(0.8) or (gain and looped.seconds - gain >= best()):
       break
+    changes = looped.changes | {"compute.scan_layers": False}
     compile_next(bounded(changes, config, devices, cluster))
+    gain = max(gain, looped.seconds - found[-1].seconds)
+  changes = min(found, key=lambda f: (f.peak_bytes > limit, f.seconds)).changes
+  for options in FLAGS:
+    if late(1):
+      break
+    compile_next(bounded(changes | {"train.xla_options": options}, config, devices, cluster))
   return sorted(found, key=lambda f: (f.peak_bytes > limit, f.seconds))
 
 
@@ -248,8 +290,9 @@ def _compiled(candidate: Candidate, nodes: int, cluster: Cluster, cache: Path | 
 def describe(changes: dict[str, Any]) -> str:
   """A candidate in a line; the recipe itself has only its mesh."""
   mesh = " x ".join(f"{name} {size}" for name, size in changes["mesh"].items() if size > 1)
+  options = [f"{name}={value}" for name, value in changes.get("train.xla_options", {}).items()]
   if "compute.remat_save" not in changes:
-    return f"the recipe itself, {mesh}"
+    return ", ".join(["the recipe itself", mesh, *options])
   offloaded = changes["compute.remat_offload"]
   return ", ".join(
     [
@@ -258,7 +301,8 @@ def describe(changes: dict[str, Any]) -> str:
       changes["compute.attention"],
       "scanned" if changes["compute.scan_layers"] else "in line",
       "saves " + " ".join(changes["compute.remat_save"]),
-      *(["offloads " + " ".join(offloaded)] if offloaded else []),
+      *([f"offloads {' '.join(offloaded)}"] if offloaded else []),
+      *options,
     ]
   )
 
