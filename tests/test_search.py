@@ -79,7 +79,7 @@ def test_a_search_compiles_by_bounds_then_the_best_in_line_then_with_options(
   assert compiled == [compiled[0], *scanned, *in_line, *options]
   seconds = [c.seconds for c in scanned]
   assert seconds == sorted(seconds) and 3 < len(seconds) < 40
-  # It ends where the largest gain of putting layers in line would not do.
+  # In line, those whose bound is under the best: the first of them ends it.
   assert 1 <= len(in_line) < len(scanned)
   # Options are those of the best of all, and more.
   assert len(options) == len(search.FLAGS)

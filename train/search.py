@@ -219,9 +219,8 @@ def search(
   """Compiles candidates, the recipe itself first, for about `minutes`; the fastest that fits first.
 
   A program with its layers in line takes several times as long to compile. So the first half of the
-  time is for scanned layers, by their bounds, until none is under the best. Then the fastest of
-  them are put in line, until even the largest gain that this had would not do; and XLA's options
-  are varied on the best of all.
+  time is for scanned layers, by their bounds, until none is under the best. Then those are put in
+  line, the fastest first, and XLA's options varied on the best of all.
   """
   devices = nodes * cluster.gpus_a_node
   limit = cluster.usable_memory_bytes
@@ -259,13 +258,12 @@ def search(
     if late(0.5) or candidate.seconds >= best():
       break
     compile_next(candidate)
-  gain = 0.0
-  for looped in ranked():
-    if late(0.8) or (gain and looped.seconds - gain >= best()):
+  for changes in [f.changes | {"compute.scan_layers": False} for f in ranked()]:
+    candidate = bounded(changes, config, devices, cluster)
+    if late(0.8):
       break
-    changes = looped.changes | {"compute.scan_layers": False}
-    compile_next(bounded(changes, config, devices, cluster))
-    gain = max(gain, looped.seconds - found[-1].seconds)
+    if candidate.seconds < best():
+      compile_next(candidate)
   changes = min(found, key=lambda f: (f.peak_bytes > limit, f.seconds)).changes
   for options in FLAGS:
     if late(1):
