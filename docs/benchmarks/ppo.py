@@ -12,11 +12,13 @@ and so scores by three models where TRL does by four; `--reward-model` adds the 
 import argparse
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,8 +75,6 @@ def ours(iterations: int, reward_model: bool) -> list[float]:
 
 def theirs(iterations: int) -> list[float]:
   """The same of TRL's trainer."""
-  import time
-
   import datasets
   import tokenizers
   import torch
@@ -118,13 +118,67 @@ def theirs(iterations: int) -> list[float]:
   return [SAMPLES / (b - a) for a, b in itertools.pairwise(times)]
 
 
+def floor() -> float:
+  """Seconds of an iteration's matrix products alone, each by itself, and nothing between them.
+
+  All are taken as `x @ w` of whole rows, which XLA multiplies fastest, though a gradient's product
+  has other axes. Those of the rollout are left out.
+  """
+  import jax
+  import numpy as np
+
+  sys.path.insert(0, str(ROOT))
+  from train.xla import prepare
+
+  prepare("none")
+  rows, d, ff = SAMPLES * (PROMPT + RESPONSE), SHAPE["d_model"], SHAPE["d_ff"]
+  groups, size = SHAPE["num_kv_heads"], SHAPE["head_dim"]
+  heads, length = SHAPE["num_heads"] // groups, PROMPT + RESPONSE
+  layer = [(1, rows, d, d)] * 2 + [(1, rows, groups * size, d)] * 2  # query, out, key, value
+  layer += [(1, rows, ff, d)] * 2 + [(1, rows, d, ff)]
+  attention = (SAMPLES * groups, heads * length)
+  layer += [(*attention, length, size), (*attention, size, length)]
+  unembedding = (1, SAMPLES * RESPONSE, SHAPE["vocab_size"], d)
+  product = jax.jit(lambda x, w: x @ w)
+  rng, spent = np.random.default_rng(0), {}
+
+  def seconds(shape):
+    if shape not in spent:
+      b, m, n, k = shape
+      x, w = (jax.numpy.asarray(rng.standard_normal(s), "float32") for s in ((b, m, k), (b, k, n)))
+      if b == 1:
+        x, w = x[0], w[0]
+      times = []
+      for _ in range(30):
+        begun = time.perf_counter()
+        product(x, w).block_until_ready()
+        times.append(time.perf_counter() - begun)
+      spent[shape] = min(times)
+    return spent[shape]
+
+  def forward(unembedded):
+    shapes = layer * SHAPE["num_layers"] + [unembedding] * unembedded
+    return np.array([[seconds(s), 2 * math.prod(s)] for s in shapes]).sum(axis=0)
+
+  # An update is three forward passes' products, of policy and critic; the scoring is one of policy,
+  # reference and critic.
+  total = EPOCHS * 3 * (forward(1) + forward(0)) + 2 * forward(1) + forward(0)
+  print(f"{total[1] / 1e9:.0f} GFLOP of products at {total[1] / total[0] / 1e9:.0f} GFLOP/s")
+  return total[0]
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--iterations", type=int, default=5)
   parser.add_argument("--reward-model", action="store_true")
+  parser.add_argument("--floor", action="store_true", help="time the products of ours alone")
   parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
   options = parser.parse_args()
+  if options.floor:
+    least = floor()
+    print(f"{least:.2f} s an iteration: at most {SAMPLES / least:.1f} samples/s")
+    return
   if options.side:
     function = theirs if options.side == "theirs" else None
     found = (
