@@ -194,11 +194,13 @@ def prefill(
   config: ModelConfig,
   compute: ComputeConfig,
   packing: Packing | None = None,
+  lengths_B: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
   """Runs prompts from position 0: their hidden states [B,L,D], and a cache of their length.
 
   Prompts are padded on the right: what comes out there means nothing. With a packing the tokens are
-  those of its rows [R,W], and so are the hidden states; the cache is by prompt.
+  those of its rows [R,W], and so are the hidden states; the cache is by prompt. With lengths the
+  hidden states are [B,1,D], of the last token of each prompt: the last layer computes no others.
   """
   if packing is None:
     segments_BL, positions_BL = jnp.ones_like(tokens_BL), jnp.arange(tokens_BL.shape[1])[None]
@@ -220,7 +222,14 @@ def prefill(
       key_BLGK, value_BLGK = (x[packing.places_BL] for x in flat)
     return out_BLNK, key_BLGK.transpose(0, 2, 3, 1), value_BLGK.transpose(0, 2, 1, 3)
 
-  return _run(weights, tokens_BL, rope_turns(positions_BL, config), attend, config)
+  def last(x_BLX):
+    if packing is None:
+      return jnp.take_along_axis(x_BLX, (lengths_B - 1)[:, None, None], axis=1)
+    places_B1 = jnp.take_along_axis(packing.places_BL, (lengths_B - 1)[:, None], axis=1)
+    return x_BLX.reshape(-1, x_BLX.shape[-1])[places_B1]
+
+  keep = None if lengths_B is None else last
+  return _run(weights, tokens_BL, rope_turns(positions_BL, config), attend, config, keep)
 
 
 def _attention(query_BLNK, key_BGKM, value_BGMK, mask_BLM, config: ModelConfig):
@@ -245,8 +254,11 @@ def _attention(query_BLNK, key_BGKM, value_BGMK, mask_BLM, config: ModelConfig):
   return out_BGRLK.transpose(0, 3, 1, 2, 4).reshape(B, L, N, K).astype(query_BLNK.dtype)
 
 
-def _run(weights, tokens_BL, turns_BLF, attend, config: ModelConfig):
-  """All layers; `attend(layer, query, key, value)` gives the heads' outputs, keys and values."""
+def _run(weights, tokens_BL, turns_BLF, attend, config: ModelConfig, keep=None):
+  """All layers; `attend(layer, query, key, value)` gives the heads' outputs, keys and values.
+
+  Behind the last attention only what `keep` takes of rows goes on.
+  """
   x_BLD = constrain(weights["embedding_VD"][tokens_BL], "batch", None, None)
   keys, values = [], []
   for index, layer in enumerate(weights["layers"]):
@@ -265,6 +277,8 @@ def _run(weights, tokens_BL, turns_BLF, attend, config: ModelConfig):
     keys.append(constrain(key_BGKM, "batch", "kv_heads", None, None))
     values.append(constrain(value_BGMK, "batch", "kv_heads", None, None))
     out_BLX = out_BLNK.reshape(*tokens_BL.shape, -1)
+    if keep is not None and index == config.num_layers - 1:
+      x_BLD, out_BLX = keep(x_BLD), keep(out_BLX)
     x_BLD += jnp.einsum("BLX,XD->BLD", out_BLX, layer["out_XD"])
     normed_BLD = rms_norm(x_BLD, layer["mlp_norm_D"], config.norm_eps)
     gate_up_BLCF = jnp.einsum("BLD,DCF->BLCF", normed_BLD, layer["gate_up_DCF"])

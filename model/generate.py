@@ -135,11 +135,9 @@ def start(
     slots whose cache has the length of the prompts, and the tokens' (log-probs, raw log-probs) [B].
   """
   batch, vocab = len(lengths_B), config.vocab_size
-  hidden_BLD, cache = prefill(weights, prompts_BL, config, compute, packing)
+  hidden_B1D, cache = prefill(weights, prompts_BL, config, compute, packing, lengths_B)
   if packing is not None:
     prompts_BL = prompts_BL.reshape(-1)[packing.places_BL]
-    hidden_BLD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[packing.places_BL]
-  last_BD = jnp.take_along_axis(hidden_BLD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
   rows = requests.rows
   slots = Slots(
     cache=cache,
@@ -150,7 +148,7 @@ def start(
     live_B=jnp.ones((batch,), bool),
     stopped_B=jnp.zeros((batch,), bool),
   )
-  return _choose(weights, last_BD, slots, requests, config)
+  return _choose(weights, hidden_B1D[:, 0], slots, requests, config)
 
 
 def step(

@@ -8,6 +8,9 @@
 their ratios are printed. At batch 1 a token costs at least one reading of the weights, so the speed
 is also compared with the machine's bandwidth, measured in the same round by as many threads as
 there are cores. Then 64 requests of mixed lengths, by continuous batching and one after another.
+
+What XLA can reach is printed too: the matrix products alone, and the cache read once a step at the
+memory's speed, without attention's arithmetic, norms and the choice of tokens.
 """
 
 import argparse
@@ -20,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from model import hf
@@ -29,6 +33,7 @@ from model.decode import prepare
 from model.generate import request_keys, rollout
 from model.params import count, param_specs
 from model.sampling import SamplingConfig, settings
+from train import xla
 
 PROMPT, NEW, QUEUE, SLOTS = 128, 128, 64, (16, 32, 64)
 COMPUTE = {
@@ -87,6 +92,30 @@ def ours(weights: dict, config: ModelConfig, compute: ComputeConfig, batch: int,
   )
 
 
+def products(weights: dict, config: ModelConfig, rows: int, times: int) -> float:
+  """Seconds of the matrix products of `rows` tokens through all layers and to their logits."""
+
+  def once(_, x_BD):
+    for layer in weights["layers"]:
+      qkv_BX = x_BD @ layer["qkv_DGHK"].reshape(config.d_model, -1)
+      x_BD += qkv_BX[:, : layer["out_XD"].shape[0]] @ layer["out_XD"]
+      both_BF = x_BD @ layer["gate_up_DCF"].reshape(config.d_model, -1)
+      x_BD += both_BF[:, : config.d_ff] @ layer["down_FD"]
+    if rows <= max(SLOTS):  # of a prompt only the last token's logits are needed
+      x_BD += 1e-9 * jnp.max(x_BD @ weights["unembedding_DV"], axis=-1, keepdims=True)
+    return 1e-3 * x_BD
+
+  run = jax.jit(lambda weights, x_BD: jax.lax.fori_loop(0, times, once, x_BD))
+  x_BD = np.ones((rows, config.d_model), np.float32)
+  call = lambda: jax.block_until_ready(run(weights, x_BD))  # noqa: E731
+  call()  # compiles
+  return min(seconds(call) for _ in range(3)) / times
+
+
+def cache_bytes(config: ModelConfig, tokens: float) -> float:
+  return 2 * 4 * config.num_layers * config.num_kv_heads * config.head_dim * tokens
+
+
 def theirs(model, config: ModelConfig, batch: int):
   import torch
 
@@ -131,6 +160,16 @@ def compare(name: str, folder: Path, batches: list[int], rounds: int) -> tuple[d
         f"  {dtype}, batch {batch}: {batch * NEW / whole:,.1f} tokens/s, transformers (float32) "
         f"{batch * NEW / peer:,.1f}; ratio {ratio:.2f}"
       )
+      if dtype == "float32":
+        first, later = (
+          products(weights, config, PROMPT * batch, 2),
+          products(weights, config, batch, 20),
+        )
+        later += cache_bytes(config, batch * (PROMPT + NEW / 2)) / fast
+        least = first + (NEW - 1) * later
+        print(
+          f"    products and cache alone: {least:.2f} s of {whole:.2f}; ratio {peer / least:.2f}"
+        )
       if batch == 1:
         speed = [(NEW - 1) * read / (whole - first) for whole, first, _, _ in times]
         share = statistics.median(s / row[3] for s, row in zip(speed, times, strict=True))
@@ -170,7 +209,8 @@ def queue(weights: dict, config: ModelConfig, rounds: int) -> None:
   runs = [functools.partial(lambda b: list(b.run(requests)), b) for b in batchers.values()]
   alone, *others = [sorted((d.number, d.tokens) for d in run()) for run in runs]
   times = [[seconds(run) for run in runs] for _ in range(rounds)]
-  tokens = sum(len(ids) for _, ids in alone)
+  tokens, longer = sum(len(ids) for _, ids in alone), sum(len(r.prompt) for r in requests)
+  reading = longer * products(weights, config, 1_024, 3) / 1_024
   print(f"  {QUEUE} requests of mixed lengths, one after another: ", end="")
   print(f"{tokens / statistics.median(row[0] for row in times):,.0f} tokens/s")
   for column, (slots, outputs) in enumerate(zip(SLOTS, others, strict=True), start=1):
@@ -182,6 +222,10 @@ def queue(weights: dict, config: ModelConfig, rounds: int) -> None:
       "same tokens)",
       flush=True,
     )
+    step = products(weights, config, slots, 20)
+    step += cache_bytes(config, slots * (longer + tokens / 2) / QUEUE) / bandwidth()
+    least = reading + tokens / slots * step
+    print(f"      products and cache alone: ratio {times[0][0] / least:.2f}", flush=True)
 
 
 def random_model(folder: Path) -> None:
@@ -218,6 +262,7 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--only", choices=("small", "gguf"), help="one of the two")
   arguments = parser.parse_args()
+  xla.prepare("none")  # as every command does
   with tempfile.TemporaryDirectory() as scratch:
     if arguments.only != "gguf":
       random_model(Path(scratch) / "small")
