@@ -8,8 +8,10 @@ from train import growth, plan_page, pretrain
 from train.cluster import load_cluster
 from train.deviceless import missing_packages
 
-SMALL = growth.Size(8, {"data": 1, "fsdp": 8}, 90 * 2**30, 71 * 2**30, 30.0, 0.55, {"fsdp": 1.0})
-LARGE = growth.Size(64, {"data": 2, "fsdp": 32}, 60 * 2**30, 71 * 2**30, 33.0, 0.5, {"fsdp": 0.0})
+SMALL = growth.Size(8, {"data": 1, "fsdp": 8}, 90 * 2**30, 71 * 2**30, 30.0, 0.55, ("qkv",),
+                    {"fsdp": 1.0})  # fmt: skip
+LARGE = growth.Size(64, {"data": 2, "fsdp": 32}, 60 * 2**30, 71 * 2**30, 33.0, 0.5, (),
+                    {"fsdp": 0.0})  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -35,12 +37,25 @@ def test_a_tensor_axis_stays_and_devices_that_it_does_not_divide_are_left_out():
   assert growth.resized(config, 13) is None
 
 
+def test_a_smaller_cluster_saves_what_it_has_room_for():
+  config = pretrain.parse_config(pretrain_37b.get_config().to_dict())
+  limit = load_cluster("h100").usable_memory_bytes
+  saved = [
+    growth.fitted(growth.resized(config, devices), limit).compute.remat_save
+    for devices in (4096, 128, 64, 8)
+  ]
+  assert saved[0] == saved[1] and set(saved[1]) > set(saved[2]) > set(saved[3])
+  assert not set(saved[3]) & set(growth.GIVEN_UP) and "attention_out" in saved[3]
+
+
 def test_efficiency_is_of_the_fastest_that_fits():
   assert growth.best_of([SMALL, LARGE]) is LARGE and growth.best_of([SMALL]) is SMALL
   heads, _, small, large = growth.table([SMALL, LARGE], LARGE).splitlines()
   assert "efficiency" in heads
-  assert small == "| 8 | fsdp 8 | 90.0, does not fit | 30.0 | 55.0% | 1.10 | 1.0 s over fsdp |"
-  assert large == "| 64 | data 2, fsdp 32 | 60.0 | 33.0 | 50.0% | 1.00 |  |"
+  assert (
+    small == "| 8 | fsdp 8 | qkv | 90.0, does not fit | 30.0 | 55.0% | 1.10 | 1.0 s over fsdp |"
+  )
+  assert large == "| 64 | data 2, fsdp 32 |  | 60.0 | 33.0 | 50.0% | 1.00 |  |"
   png = plan_page.png(plan_page.growth_plot([SMALL, LARGE], LARGE))
   assert png.startswith(b"\x89PNG")
 

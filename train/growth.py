@@ -4,7 +4,7 @@
 
 Every size has as many rows a GPU as the recipe, so that the global batch grows with it, and its
 weights over as many devices, where there are so many; the rest is `data`. Layers are scanned, which
-is compiled in a tenth of the time, and all save the same.
+is compiled in a tenth of the time, and save of what the recipe names as much as may fit.
 """
 
 import dataclasses
@@ -17,9 +17,12 @@ from train.cluster import Cluster
 from train.config import PretrainConfig
 from train.program import compile_program, memory
 from train.schedule import estimate
+from train.search import estimated_bytes
 
 GIB = 2**30
 NODES = (1, 8, 16, 64, 512)
+# What layers may save no more, first what saves the least time for its bytes.
+GIVEN_UP = ("attention_proj", "qkv", "mlp_gate", "mlp_up")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Size:
   """A recipe on some number of GPUs.
 
   Attributes:
+    given_up: what its layers save no more.
     exposed: seconds of a step in which nothing hides a collective, by the mesh axes it joins.
     usable_bytes: of a device, for the run.
   """
@@ -37,6 +41,7 @@ class Size:
   usable_bytes: int
   seconds: float
   mfu: float
+  given_up: tuple[str, ...]
   exposed: dict[str, float]
 
   @property
@@ -62,6 +67,17 @@ def resized(config: PretrainConfig, devices: int) -> PretrainConfig | None:
   )
 
 
+def fitted(config: PretrainConfig, limit: int) -> PretrainConfig:
+  """The recipe without as many of GIVEN_UP as it takes to fit, by the search's formula of bytes."""
+  for i in range(len(GIVEN_UP) + 1):
+    saved = tuple(name for name in config.compute.remat_save if name not in GIVEN_UP[:i])
+    compute = dataclasses.replace(config.compute, remat_save=saved)
+    less = dataclasses.replace(config, compute=compute)
+    if estimated_bytes(less) <= limit:
+      break
+  return less
+
+
 def grow(config: PretrainConfig, cluster: Cluster, cache: Path | None) -> list[Size]:
   """Plans of the recipe on NODES of the cluster. Its mesh must have sizes, not -1."""
   sizes = []
@@ -70,6 +86,7 @@ def grow(config: PretrainConfig, cluster: Cluster, cache: Path | None) -> list[S
     varied = resized(config, devices)
     if varied is None:
       continue
+    varied = fitted(varied, cluster.usable_memory_bytes)
     program = compile_program(varied, nodes, cluster, cache)
     if not program.on_gpu:
       raise ValueError("--growth compiles for GPUs; install the extra: pip install -e '.[plan]'.")
@@ -88,6 +105,7 @@ def grow(config: PretrainConfig, cluster: Cluster, cache: Path | None) -> list[S
         usable_bytes=cluster.usable_memory_bytes,
         seconds=step.seconds,
         mfu=tokens * causal / step.seconds / cluster.peak_flops,
+        given_up=tuple(n for n in config.compute.remat_save if n not in varied.compute.remat_save),
         exposed=exposed,
       )
     )
@@ -103,8 +121,8 @@ def best_of(sizes: list[Size]) -> Size:
 def table(sizes: list[Size], base: Size) -> str:
   """Markdown, a size a row."""
   lines = [
-    "| GPUs | mesh | peak GiB | step s | MFU | efficiency | exposed |",
-    "|---|---|---|---|---|---|---|",
+    "| GPUs | mesh | not saved | peak GiB | step s | MFU | efficiency | exposed |",
+    "|---|---|---|---|---|---|---|---|",
   ]
   for size in sizes:
     mesh = ", ".join(f"{name} {n}" for name, n in size.mesh.items() if n > 1)
@@ -112,7 +130,8 @@ def table(sizes: list[Size], base: Size) -> str:
     exposed = ", ".join(f"{s:.1f} s over {axis}" for axis, s in worst if s >= 0.05)
     fits = "" if size.fits else ", does not fit"
     lines.append(
-      f"| {size.devices:,} | {mesh} | {size.peak_bytes / GIB:.1f}{fits} | {size.seconds:.1f} | "
+      f"| {size.devices:,} | {mesh} | {', '.join(size.given_up)} | "
+      f"{size.peak_bytes / GIB:.1f}{fits} | {size.seconds:.1f} | "
       f"{size.mfu:.1%} | {size.mfu / base.mfu:.2f} | {exposed} |"
     )
   return "\n".join(lines)

@@ -133,7 +133,7 @@ def warnings(
   found = []
   half = ("f16", "bf16")
   for line in plan["collectives"] if program.on_gpu else ():
-    big = line["bytes"] / line["count"] > 2**20
+    big = line["bytes"] / line["count"] > 2**24
     what = (
       f"{line['op']} of {line['bytes'] / 1e9:,.1f} GB {line['dtype']} a step ({line['source']})"
     )
@@ -255,7 +255,7 @@ def run(
       )
     parsed = importlib.import_module(f"train.{config['stage']}").parse_config(config)
     if config["stage"] == "ppo":
-      if outputs.get("hlo") or minutes is not None or compared:
+      if outputs.get("hlo") or minutes is not None or grown or compared:
         raise ValueError("a plan of PPO has several programs: --json and --html alone go with it.")
       plan = plan_ppo.make_plan(parsed, nodes, cluster, cache)
       text = plan_ppo.render(plan)
