@@ -202,12 +202,11 @@ def growth_plot(sizes: list, base):
   devices = [size.devices for size in sizes]
   kept = [size.mfu / base.mfu for size in sizes]
   axes.plot(devices, kept, color="tab:blue")
-  for i, (size, share) in enumerate(zip(sizes, kept, strict=True)):
+  for size, share in zip(sizes, kept, strict=True):
     face = "tab:blue" if size.fits else "white"
     axes.plot([size.devices], [share], marker="o", color="tab:blue", markerfacecolor=face)
     note = f"{size.mfu:.1%}\n{size.peak_bytes / GIB:.0f} GiB"
-    above = 10 if i % 2 else -34
-    axes.annotate(note, (size.devices, share), (0, above), textcoords="offset points", ha="center")
+    axes.annotate(note, (size.devices, share), (0, -34), textcoords="offset points", ha="center")
   axes.axhline(1, color="black", linestyle="--", linewidth=1)
   axes.set_xscale("log", base=2)
   axes.set(xticks=devices, xticklabels=[f"{n:,}" for n in devices], ylim=(0, 1.2))
