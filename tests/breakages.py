@@ -615,6 +615,19 @@ BREAKAGES = (
     "tests/test_batching.py::test_every_request_comes_to_what_it_comes_to_alone",
   ),
   Breakage(
+    "last-of-prompt", "model/decode.py",
+    "places_B1 = jnp.take_along_axis(packing.places_BL, (lengths_B - 1)[:, None], axis=1)",
+    "places_B1 = packing.places_BL[:, :1]",
+    "the first token is drawn from the beginning of the prompt",
+    "tests/test_batching.py::test_every_request_comes_to_what_it_comes_to_alone",
+  ),
+  Breakage(
+    "pair-order", "train/reward.py",
+    "(chosen, rejected) if sign > 0 else (rejected, chosen)", "(chosen, rejected)",
+    "pairs whose second answer was preferred count the wrong way",
+    "tests/test_reward.py::test_the_scores_of_held_out_pairs_can_be_calibrated",
+  ),
+  Breakage(
     "shared-row", "model/prompt_rows.py",
     "prompt, counts[number]", "prompt, 1",
     "a prompt sees those before it in its row",
