@@ -29,10 +29,10 @@ TASKS = ("hellaswag", "mmlu", "truthfulqa_mc1", "truthfulqa_mc2", "piqa", "bbq")
 SUBJECTS = ["anatomy", "marketing", "world_religions", "high_school_physics"]
 
 
-def requests_of(folder: Path, scratch: Path) -> dict[str, list]:
+def requests_of(folder: Path, scratch: Path, names: list[str]) -> dict[str, list]:
   """The harness's own requests of every task."""
   found = {}
-  for name, task in harness.make_tasks(folder, list(TASKS), {"mmlu": 5}, scratch).items():
+  for name, task in harness.make_tasks(folder, names, {"mmlu": 5}, scratch).items():
     task.build_all_requests(rank=0, world_size=1)
     group = "mmlu" if name.startswith("mmlu") else name
     found.setdefault(group, []).extend(task.instances)
@@ -50,6 +50,7 @@ def main() -> None:
   parser.add_argument("model", type=Path)
   parser.add_argument("--data", type=Path, required=True)
   parser.add_argument("--limit", type=int, default=8, help="items of a task, of an MMLU subject")
+  parser.add_argument("--tasks", default=",".join(TASKS), help="some of the default's")
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--batch-size", type=int, default=8, help="of the harness")
   arguments = parser.parse_args()
@@ -63,7 +64,7 @@ def main() -> None:
     import_model(arguments.model, folder / "run")
     export_run(folder / "run", folder / "model")
     harness.write_rows(harness.real_rows(arguments.data, arguments.limit, SUBJECTS), folder)
-    tasks = requests_of(folder, folder)
+    tasks = requests_of(folder, folder, arguments.tasks.split(","))
     theirs = HFLM(
       pretrained=str(folder / "model"),
       dtype="float32",
