@@ -301,6 +301,12 @@ BREAKAGES = (
     "tests/test_search.py::test_a_search_compiles_by_bounds_then_the_best_in_line_then_with_options",
   ),
   Breakage(
+    "page-runs", "train/plan_page.py",
+    'one["runs"] * one["waterfall"]', 'one["waterfall"]',
+    "the page of a plan of PPO counts four updates as one",
+    "tests/test_plan_stages.py::test_a_plan_of_ppo_is_a_page_with_plots_where_there_are_times",
+  ),
+  Breakage(
     "flags-tried-first", "train/xla.py",
     "if tried.returncode != 0:", "if tried.returncode == 99:",
     "a flag that XLA does not know ends the process",
