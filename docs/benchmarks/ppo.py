@@ -42,7 +42,9 @@ def ours(iterations: int, reward_model: bool) -> list[float]:
   from train import main
   from train import reward_model as models
   from train.metrics import read
+  from train.xla import prepare
 
+  prepare("none")  # as the command does; what follows touches devices before it is run
   model = model_config(**SHAPE, qk_norm=False, embed_init_std=0.02)
   with tempfile.TemporaryDirectory() as place:
     folder = policy_run.make(Path(place) / "policy", model=model)
