@@ -201,7 +201,7 @@ class Batcher:
     """Requests whose prompts share rows, a power of two of rows a shard at a time."""
     rows = [[group[i] for i in row] for row in share([len(r.prompt) for r in group], self._length)]
     while rows:
-      count = self._shards * power_of_two(max(len(rows) // self._shards, 1) + 1, 2) // 2
+      count = self._shards << (max(len(rows) // self._shards, 1).bit_length() - 1)
       yield rows[:count]
       rows = rows[count:]
 

@@ -133,6 +133,11 @@ class ComputeConfig:
           f"compute.{name} is {getattr(self, name)} but compute.remat is {self.remat!r}; "
           f"set compute.remat to 'selective', or leave {name} empty."
         )
+    if "loss_slope" in self.remat_offload:
+      raise ValueError(
+        "compute.remat_offload has 'loss_slope', which stays on the device; put it in "
+        "compute.remat_save, or leave it out."
+      )
     if self.loss_chunks < 1:
       raise ValueError(f"compute.loss_chunks is {self.loss_chunks}; it must be at least 1.")
 

@@ -68,5 +68,5 @@ def bucket(n: int) -> int:
 
 
 def power_of_two(n: int, least: int) -> int:
-  """The smallest power of two, or multiple of it by `least`, that is at least `n`."""
+  """The smallest power of two that is at least `n`, but not under `least`."""
   return max(least, 1 << (n - 1).bit_length())

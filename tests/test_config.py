@@ -94,6 +94,7 @@ def test_architectures_that_cannot_be_are_refused(changes, message):
     ({"remat": "some"}, r"compute\.remat is 'some'"),
     ({"remat": "selective", "remat_save": ("keys",)}, r"compute\.remat_save is 'keys'"),
     ({"remat": "full", "remat_offload": ("qkv",)}, r"set compute\.remat to 'selective'"),
+    ({"remat": "selective", "remat_offload": ("loss_slope",)}, r"stays on the device"),
     ({"loss_chunks": 0}, r"compute\.loss_chunks is 0"),
   ],
 )

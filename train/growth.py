@@ -109,7 +109,7 @@ def grow(config: PretrainConfig, cluster: Cluster, cache: Path | None) -> list[S
         exposed=exposed,
       )
     )
-    print(table(sizes[-1:], sizes[-1]).splitlines()[-1], flush=True)
+    print(f"{devices:,} GPUs: {step.seconds:.1f} s a step, {sizes[-1].mfu:.1%} MFU", flush=True)
   return sizes
 
 

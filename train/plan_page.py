@@ -20,7 +20,7 @@ pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 12px; }
 def page(plan: Mapping[str, Any], text: str) -> str:
   """The plan as HTML; `text` is what the terminal shows. Needs matplotlib where there are times."""
   title = f"{plan['params'] / 1e9:.1f}B parameters on {plan['devices']} devices"
-  parts = [f"<h1>{title}</h1>", f"<p>{html.escape(plan['cluster'])}</p>"]
+  parts = [f"<p>{html.escape(plan['cluster'])}</p>"]
   if plan["step_seconds"] is not None:
     parts.append(
       f"<p><b>{plan['step_seconds']:.1f} s a step, {plan['mfu_causal']:.1%} MFU</b> with causal "
@@ -35,13 +35,26 @@ def page(plan: Mapping[str, Any], text: str) -> str:
       ("What a constant that is off by a tenth does", sensitivity_plot(plan)),
     ]
   for heading, figure in plots:
-    parts.append(f'<h2>{heading}</h2><img alt="{heading}" src="{_embedded(figure)}">')
+    parts.append(_plot(heading, figure))
   parts.append("<h2>Warnings</h2><ul>")
   parts += [f"<li>{html.escape(warning)}</li>" for warning in plan["warnings"]]
   parts.append(f"</ul><h2>All collectives</h2>{_collectives(plan)}")
   parts.append(f"<h2>As text</h2><pre>{html.escape(text)}</pre>")
+  return _document(title, parts)
+
+
+def _document(title: str, parts: list[str]) -> str:
   head = f"<meta charset='utf-8'><title>{title}</title><style>{STYLE}</style>"
-  return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+  body = f"<h1>{title}</h1>{''.join(parts)}"
+  return f"<!doctype html><html><head>{head}</head><body>{body}</body></html>\n"
+
+
+def _plot(heading: str, figure) -> str:
+  return f"<h2>{heading}</h2>{_image(heading, figure)}"
+
+
+def _image(name: str, figure) -> str:
+  return f'<img alt="{name}" src="{_embedded(figure)}">'
 
 
 def _figure(height: float):
@@ -150,7 +163,7 @@ def pareto_plot(found: list, limit: int):
 def ppo_page(plan: Mapping[str, Any], text: str) -> str:
   """A plan of PPO as HTML: an iteration's seconds and the peaks by program, and the text."""
   title = f"PPO of {plan['params'] / 1e9:.1f}B parameters on {plan['devices']} devices"
-  parts = [f"<h1>{title}</h1>", f"<p>{html.escape(plan['cluster'])}</p>"]
+  parts = [f"<p>{html.escape(plan['cluster'])}</p>"]
   if plan["iteration_seconds"] is not None:
     parts.append(
       f"<p><b>{plan['iteration_seconds']:.1f} s an iteration of {plan['responses']:,} responses"
@@ -160,10 +173,9 @@ def ppo_page(plan: Mapping[str, Any], text: str) -> str:
       ("An iteration", iteration_plot(plan)),
       ("The peak of each program, beside what is held", peaks_plot(plan)),
     ):
-      parts.append(f'<h2>{heading}</h2><img alt="{heading}" src="{_embedded(figure)}">')
+      parts.append(_plot(heading, figure))
   parts.append(f"<h2>As text</h2><pre>{html.escape(text)}</pre>")
-  head = f"<meta charset='utf-8'><title>{title}</title><style>{STYLE}</style>"
-  return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+  return _document(title, parts)
 
 
 def iteration_plot(plan: Mapping[str, Any]):
@@ -217,10 +229,7 @@ def growth_plot(sizes: list, base):
 
 def one_plot_page(title: str, figure, text: str) -> str:
   """A search, or growth, as HTML: its plot, and its table as text."""
-  head = f"<meta charset='utf-8'><title>{title}</title><style>{STYLE}</style>"
-  plot = f'<img alt="{title}" src="{_embedded(figure)}">'
-  body = f"<h1>{title}</h1>{plot}<pre>{html.escape(text)}</pre>"
-  return f"<!doctype html><html><head>{head}</head><body>{body}</body></html>\n"
+  return _document(title, [_image(title, figure), f"<pre>{html.escape(text)}</pre>"])
 
 
 def _collectives(plan: Mapping[str, Any]) -> str:
