@@ -363,6 +363,13 @@ def test_no_space_left_says_so(tmp_path, monkeypatch):
   assert checkpointer.steps() == [] and os.listdir(tmp_path) == []
 
 
+def test_a_peer_that_died_during_a_save_is_said_to_be_gone(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  reset = jax.errors.JaxRuntimeError("Gloo AllGather failed: Connection reset by peer")
+  failure = str(Checkpointer(tmp_path)._failure(3, reset))
+  assert "another process is gone, or a link: Gloo AllGather failed" in failure
+
+
 def test_a_failure_in_the_background_is_raised_by_the_next_call(tmp_path, monkeypatch):
   checkpointer = Checkpointer(tmp_path)
   monkeypatch.setattr(manifest, "hash_files", lambda folder: 1 / 0)

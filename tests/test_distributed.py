@@ -147,7 +147,7 @@ def test_a_killed_process_ends_the_others_and_fewer_go_on(start, tmp_path, kille
   processes[killed].wait()
   assert processes[1 - killed].wait(timeout=150) != 0
   said = start.log(workdir, 1 - killed)
-  assert "another process is gone" in said or "coordination service" in said
+  assert "another process is gone" in said or "coordination service" in said, said
   before = losses(workdir)
   (process,) = start(workdir, 1, endless)
   metrics = workdir / "metrics.jsonl"

@@ -285,6 +285,8 @@ class Checkpointer:
     cause = " ".join(str(error).split()) or type(error).__name__
     if "No space left" in cause or getattr(error, "errno", None) == errno.ENOSPC:
       cause = "the disk is full; make room, or lower checkpoint.keep_last"
+    elif jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+      cause = f"another process is gone, or a link: {cause}"
     return CheckpointError(
       f"checkpoint {step} could not be written to {self.directory}: {cause[:500]}. Start again "
       f"once this is mended; the steps {self.steps()} are whole."
