@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -204,3 +206,47 @@ def test_an_option_that_xla_lacks_is_one_message(monkeypatch, capsys):
   config.train.xla_options = {"xla_gpu_no_such_thing": True}
   assert plan.run(config.to_dict(), "h100", 1) == plan.BAD_INPUT
   assert "xla_gpu_no_such_thing" in capsys.readouterr().err
+
+
+def test_what_could_not_be_written_is_said_before_anything_is_compiled(
+  monkeypatch, capsys, tmp_path
+):
+  monkeypatch.setattr(plan, "compile_program", None)
+  monkeypatch.setattr(plan.search, "search", None)
+  recipe = tiny.get_config().to_dict()
+
+  def error(minutes=None, **outputs):
+    assert plan.run(recipe, "h100", 1, outputs=outputs, minutes=minutes) == plan.BAD_INPUT
+    return capsys.readouterr().err
+
+  for name in ("json", "html", "hlo"):
+    assert f"--{name}={tmp_path}/no/file can't be written" in error(**{name: f"{tmp_path}/no/file"})
+    assert "can't be written" in error(**{name: str(tmp_path)})
+  assert "several plots" in error(html=f"{tmp_path}/plan.png")
+  assert "--hlo is of a plan" in error(minutes=1, hlo=f"{tmp_path}/step.txt")
+
+
+def test_a_recipe_without_a_step_is_one_message(capsys):
+  for recipe in ({}, {"stage": "evaluate"}):
+    assert plan.run(recipe, "h100", 1) == plan.BAD_INPUT
+    assert "has no step to plan" in capsys.readouterr().err
+
+
+def test_flags_of_which_one_would_be_ignored_are_refused():
+  nothing = dict.fromkeys(("search", "growth", "compare", "validate", "fit", "json", "html", "hlo"))
+  plan.check_modes(nothing | {"compare": "runs/a", "json": "a.json"})
+  for given, message in (
+    ({"search": True, "growth": True}, "--search and --growth"),
+    ({"compare": "runs/a", "validate": True}, "--compare and --validate"),
+    ({"fit": True}, "--validate"),
+    ({"validate": True, "html": "a.html"}, "leave out --html"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      plan.check_modes(nothing | given)
+
+
+def test_a_wrong_flag_is_one_message_and_exit_code_2():
+  command = [sys.executable, "-m", "train.plan", "--serch"]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == plan.BAD_INPUT
+  assert "serch" in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from train import main
+from train import command_line, main
 
 QUICKSTART = "--config=configs/quickstart.py"
 
@@ -60,8 +60,13 @@ def test_a_recipe_that_fails_is_one_line():
   quoted = (
     "flag --config=x.py: Error:\n\nTraceback (most recent call last):\n  ...\nValueError: a: b\n"
   )
-  assert main.without_traceback(quoted) == "a: b"
-  assert main.without_traceback("plain: words") == "plain: words"
+  assert command_line.without_traceback(quoted) == "a: b"
+  assert command_line.without_traceback("plain: words") == "plain: words"
+
+
+def test_a_recipe_of_no_stage_is_one_message(capsys, tmp_path):
+  assert main.run({"documents": "x"}, tmp_path) == main.BAD_INPUT
+  assert "stage is None" in capsys.readouterr().err
 
 
 def test_the_workdir_is_named_after_the_recipe_and_the_run_that_it_takes():

@@ -102,6 +102,17 @@ def collective_seconds(t: Traffic, cluster: Cluster) -> float:
   return rounds * seconds + c["launch_seconds"]
 
 
+def host_copy_rates(cluster: Cluster) -> tuple[float, float]:
+  """Bytes a second of a copy between a GPU and its host: alone, and beside traffic between nodes.
+
+  A network card reads and writes a GPU's memory over the GPU's own PCIe link (GPUDirect RDMA), both
+  ways at once in a ring, and a copy has what is left of it.
+  """
+  facts, c = cluster.facts, cluster.constants
+  alone = facts["pcie_bytes_per_second"] * c["pcie_efficiency"]
+  return alone, max(0.0, alone - facts["nic_bytes_per_second"] * c["link_efficiency"])
+
+
 @dataclasses.dataclass(frozen=True)
 class Gemm:
   """A product of `batch` matrices [m, k] and [k, n]."""

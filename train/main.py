@@ -22,6 +22,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from train.command_line import BAD_INPUT, DONE, parse_flags
+
 # Each is train/<name>.py with parse_config(config) and
 #   TRAINING: run(parsed, workdir, recorder, stop) -> whether it came to its end, and
 #             closing(parsed, workdir) -> what to say then;
@@ -29,7 +31,7 @@ from ml_collections import config_flags
 #             calls `write_config(workdir, config)` once all is checked, and says what it did.
 TRAINING = ("pretrain", "sft", "reward", "dpo", "ppo")
 COMMANDS = ("evaluate", "sample", "calibrate", "diversity", "best_of_n", "pipeline")
-DONE, BAD_INPUT, DIVERGED, STOPPED = 0, 2, 3, 75
+DIVERGED, STOPPED = 3, 75
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; runs/<config> by default.")
@@ -69,8 +71,8 @@ def run(
 
   try:
     stages = TRAINING + COMMANDS
-    if config["stage"] not in stages:
-      raise ValueError(f"stage is {config['stage']!r}; it must be one of {', '.join(stages)}.")
+    if config.get("stage") not in stages:
+      raise ValueError(f"stage is {config.get('stage')!r}; it must be one of {', '.join(stages)}.")
     stage = importlib.import_module(f"train.{config['stage']}")
     parsed = stage.parse_config(config)
     config = named(config)
@@ -161,30 +163,6 @@ def main(argv: Sequence[str]) -> int:
   if several and code not in (DONE, STOPPED):
     distributed.end_without_peers("it can't go on; its message is above", workdir)
   return code
-
-
-def parse_flags(argv: Sequence[str]) -> list[str]:
-  """The arguments that are no flags; a wrong flag, key or recipe is one message and exit code 2."""
-  try:
-    rest = flags.FLAGS(argv)
-    if _CONFIG.value is not None:
-      _CONFIG.value.to_dict()  # a recipe that could not be loaded says so when it is used
-    return rest
-  except (AttributeError, KeyError) as error:  # ml_collections, which suggests the nearest name
-    near = str(error.args[0]).replace("\\n", " ").replace("\n", " ")
-    print(f"error: the recipe has no key {near}", file=sys.stderr)
-  except (flags.Error, OSError, ValueError) as error:
-    print(f"error: {without_traceback(str(error))}", file=sys.stderr)
-  except (SyntaxError, ImportError) as error:
-    print(f"error: the recipe can't be loaded: {error}", file=sys.stderr)
-  sys.exit(BAD_INPUT)
-
-
-def without_traceback(message: str) -> str:
-  """The last line where ml_collections quotes how a recipe failed, without the error's class."""
-  if "Traceback (most recent call last)" not in message:
-    return message
-  return message.strip().splitlines()[-1].partition(": ")[2]
 
 
 def entry() -> None:

@@ -33,6 +33,7 @@ from ml_collections import config_flags
 from model.params import count, flops_per_token, param_specs
 from train import compare, growth, hlo, plan_page, plan_ppo, search, validate
 from train.cluster import Cluster, load_cluster, range_ends
+from train.command_line import BAD_INPUT, DONE, parse_flags
 from train.config import RunConfig
 from train.plan_text import render
 from train.program import Program, compile_program, memory
@@ -40,7 +41,6 @@ from train.schedule import Estimate, collectives, estimate, sensitivity
 from train.workdir import write_atomically
 from train.xla import cache_folder, check_flags
 
-DONE, BAD_INPUT = 0, 2
 GIB = 2**30
 STEPS = ("pretrain", "sft", "reward", "dpo")  # stages with one training step
 ALIGNED = 64  # elements: what a tensor core's tile is wide, in fp16
@@ -202,9 +202,9 @@ def run_validation(refit: bool, cache: Path | None) -> None:
 
 def run_search(config, nodes: int, cluster: Cluster, minutes: float, html, cache) -> None:
   """Prints what a search found, and writes its page."""
-  found = search.search(config, nodes, cluster, minutes=minutes, cache=cache)
+  found, untried = search.search(config, nodes, cluster, minutes=minutes, cache=cache)
   limit = cluster.usable_memory_bytes
-  text = search.table(found, limit)
+  text = search.table(found, untried, limit)
   print(f"\n{text}")
   write_plot(html, "Seconds and bytes", lambda: plan_page.pareto_plot(found, limit), text)
 
@@ -249,10 +249,12 @@ def run(
   try:
     cluster = load_cluster(cluster_name)
     nodes = nodes or cluster.nodes
-    if config["stage"] not in (*STEPS, "ppo"):
+    stage = config.get("stage")
+    if stage not in (*STEPS, "ppo"):
       raise ValueError(
-        f"stage is {config['stage']!r}, which has no step to plan; {', '.join(STEPS)}, ppo have."
+        f"stage is {stage!r}, which has no step to plan; {', '.join(STEPS)}, ppo have."
       )
+    check_outputs(outputs, plotted=minutes is not None or grown)
     parsed = importlib.import_module(f"train.{config['stage']}").parse_config(config)
     if config["stage"] == "ppo":
       if outputs.get("hlo") or minutes is not None or grown or compared:
@@ -291,6 +293,37 @@ def run(
   return DONE
 
 
+def check_outputs(outputs: Mapping[str, str | None], plotted: bool) -> None:
+  """Before minutes of compiling: raises ValueError for a file that could not be written after them.
+
+  Args:
+    outputs: as `run` takes them.
+    plotted: a search or growth, which has a plot or a page and nothing else to write.
+  """
+  for name, path in outputs.items():
+    if not path:
+      continue
+    if plotted and name != "html":
+      raise ValueError(f"--{name} is of a plan; --search and --growth have --html alone.")
+    if not plotted and name == "html" and str(path).endswith(".png"):
+      raise ValueError(f"--html={path}: a plan is a page of several plots; name it .html.")
+    folder = Path(path).absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(path).is_dir():
+      raise ValueError(f"--{name}={path} can't be written; name a file in a folder that is there.")
+
+
+def check_modes(given: Mapping[str, Any]) -> None:
+  """Raises ValueError for flags of which one would be ignored."""
+  modes = [name for name in ("search", "growth", "compare", "validate") if given[name]]
+  if len(modes) > 1:
+    raise ValueError(f"--{' and --'.join(modes)} are different commands; give one of them.")
+  if given["fit"] and not given["validate"]:
+    raise ValueError("--fit goes with --validate.")
+  written = [f"--{name}" for name in ("json", "html", "hlo") if given[name]]
+  if given["validate"] and written:
+    raise ValueError(f"--validate prints a table and writes no file; leave out {written[0]}.")
+
+
 def define_flags() -> dict[str, flags.FlagHolder]:
   """The flags by name; `train.main` has some of the same names, so none is defined at import."""
   text, yes = flags.DEFINE_string, flags.DEFINE_bool
@@ -302,7 +335,7 @@ def define_flags() -> dict[str, flags.FlagHolder]:
     "html": text("html", None, "A page of the plan, search or growth with plots; or a .png."),
     "hlo": text("hlo", None, "Where to write the compiled program's text."),
     "search": yes("search", False, "Look for the fastest variant of the recipe that fits."),
-    "minutes": flags.DEFINE_float("minutes", 10.0, "How long --search takes.", lower_bound=0.1),
+    "minutes": flags.DEFINE_float("minutes", 20.0, "How long --search may take.", lower_bound=0),
     "growth": yes("growth", False, "Plan the recipe on fewer and more nodes: what speed it keeps."),
     "compare": text("compare", None, "A run's folder: its measurements beside its plan."),
     "validate": yes("validate", False, "Check the model on published runs instead."),
@@ -321,6 +354,7 @@ def main(argv: Sequence[str], holders: dict[str, flags.FlagHolder]) -> int:
     check_flags(os.environ.get("XLA_FLAGS", ""))
     if len(argv) > 1:
       raise ValueError(f"unexpected argument {argv[1]!r}; flags begin with --.")
+    check_modes(given)
     if given["validate"]:
       run_validation(given["fit"], cache)
       return DONE
@@ -344,4 +378,4 @@ def main(argv: Sequence[str], holders: dict[str, flags.FlagHolder]) -> int:
 
 
 if __name__ == "__main__":
-  app.run(functools.partial(main, holders=define_flags()))
+  app.run(functools.partial(main, holders=define_flags()), flags_parser=parse_flags)

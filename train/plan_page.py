@@ -90,7 +90,8 @@ def memory_plot(plan: Mapping[str, Any]):
     axes.axvline(size, color="black", linestyle=style, linewidth=1)
     axes.annotate(f"{size:.0f}", (size, 0.42), fontsize=8, ha="right")
   axes.set(xlabel="GiB", yticks=[], xlim=(0, plan["memory"]["device_bytes"] / GIB * 1.02))
-  figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+  if left:  # of a small model nothing is seen
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
   return figure
 
 

@@ -3,7 +3,8 @@
 Compute runs on one stream, collectives on another and copies to host memory on a third, as XLA's
 GPU runtime has it. A start puts its collective behind those before it; a done makes compute wait
 for the end, and that wait is what is exposed. While both are busy, compute has fewer processors: a
-collective's channels hold the rest.
+collective's channels hold the rest. Copies to host memory go over the link to the network card too,
+and have what a collective between nodes leaves of it.
 """
 
 import collections
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from train.cluster import Cluster
-from train.cost import Kernel, Traffic, collective_seconds, kernel, traffic
+from train.cost import Kernel, Traffic, collective_seconds, host_copy_rates, kernel, traffic
 from train.hlo import Computation, Instruction, Module
 
 
@@ -58,9 +59,10 @@ class _Clock:
   ):
     self.module, self.mesh_shape, self.cluster = module, mesh_shape, cluster
     self.trips, self.by_scope = trips, dict.fromkeys(scopes, 0.0)
-    self.now = self.wire_free = self.host_free = 0.0
+    self.now = self.wire_free = self.nic_free = self.copied = 0.0
     self.ends: dict[str, float] = {}
-    self.host_ends: dict[str, float] = {}
+    self.copies: dict[str, float] = {}  # to and from the host: bytes left at the time `copied`
+    self.copy_rates = host_copy_rates(cluster)
     self.host_bytes = 0
     self.unknown_loops: set[str] = set()
     self.waterfall: dict[str, float] = collections.defaultdict(float)
@@ -107,7 +109,10 @@ class _Clock:
       )
     entry = self.collectives[instruction.name]
     seconds = collective_seconds(entry.traffic, self.cluster)
+    self._copy_until_now()  # by the collectives before this one
     self.wire_free = max(self.now, self.wire_free) + seconds
+    if entry.traffic.nodes > 1:
+      self.nic_free = self.wire_free
     self.ends[instruction.name] = self.wire_free
     entry.count += 1
     entry.seconds += seconds
@@ -116,14 +121,41 @@ class _Clock:
 
   def _start_host_copy(self, instruction: Instruction) -> None:
     """A copy to or from pinned host memory, by the copy engine, behind those before it."""
-    seconds = instruction.host_bytes / self.cluster.facts["pcie_bytes_per_second"]
-    self.host_free = max(self.now, self.host_free) + seconds
-    self.host_ends[instruction.name] = self.host_free
+    self._copy_until_now()
+    self.copies[instruction.name] = instruction.host_bytes
     self.host_bytes += instruction.host_bytes
 
+  def _copy_until_now(self) -> None:
+    """Moves the copies' bytes; those that are done leave."""
+    for name, left in list(self.copies.items()):
+      end = self._copy_end(self.copied, left)
+      if end > self.now:
+        alone, beside = self.copy_rates
+        shared = min(max(self.nic_free - self.copied, 0.0), self.now - self.copied)
+        self.copies[name] = left - shared * beside - (self.now - self.copied - shared) * alone
+        break
+      self.copied = end
+      del self.copies[name]
+    self.copied = self.now
+
+  def _copy_end(self, start: float, nbytes: float) -> float:
+    """When a copy that begins at `start` ends, if no further collective does."""
+    alone, beside = self.copy_rates
+    shared = max(self.nic_free - start, 0.0)
+    if nbytes < shared * beside:
+      return start + nbytes / beside
+    return start + shared + (nbytes - shared * beside) / alone
+
   def _done(self, start: str) -> None:
-    if start in self.host_ends:
-      self._spend("exposed host copy", max(0.0, self.host_ends.pop(start) - self.now), "")
+    if start in self.copies:
+      self._copy_until_now()
+      end = self.now
+      for name, left in self.copies.items():
+        end = self._copy_end(end, left)
+        if name == start:
+          self._spend("exposed host copy", end - self.now, "")
+          break
+      self._copy_until_now()
     if start not in self.ends:
       return  # of a fusion on another stream, which counted when it started
     entry = self.collectives[start]

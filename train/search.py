@@ -3,25 +3,27 @@
     python -m train.plan --search --config configs/pretrain_37b.py --html search.html
 
 Thousands of candidates are ranked by a formula, a lower bound of their seconds and an estimate of
-their bytes; the best of each kind are compiled and walked by the plan's model, best bound first,
-until the budget is used up or no bound is under what was found. Then the layers of the best are put
-in line, and XLA's options varied. Compiled programs are kept in the cache, so a search that was
-stopped continues.
+their bytes. Those with scanned layers are compiled and walked by the plan's model, best bound
+first, until none can win by its bound and by what others of its mesh took over theirs. Then the
+layers of the best are put in line, and XLA's options varied. What there was no time for is said.
+Compiled programs are kept in the cache, so a search that was stopped continues.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from model.config import ModelConfig
 from model.params import count, param_specs
 from train import hlo
 from train.cluster import Cluster
 from train.config import PretrainConfig
-from train.cost import Traffic, collective_seconds
+from train.cost import Traffic, collective_seconds, host_copy_rates
 from train.program import (
   activation_bytes,
   compile_program,
@@ -33,6 +35,11 @@ from train.schedule import estimate
 
 GIB = 2**30
 SLACK = 3 * GIB  # of the formula: what it estimates over the limit may still fit
+# What variants differ by, in docs/plan.md. Of one mesh and rows a microbatch, how far they are over
+# their bounds: from 1.09 to 1.19. Layers in line to scanned ones: 0.96 to 0.97, and 0.80 where
+# those are near the limit, and scheduled to save memory. XLA's options that leave the work as it
+# is: by 0.4%, which is how the scheduler happens to order it.
+SPREAD, IN_LINE, CROWDED, ALIKE = 0.85, 0.95, 0.78, 0.005
 # What a layer saves, from least to most; each set with what it adds to the one before.
 LADDER = (
   (),
@@ -41,11 +48,14 @@ LADDER = (
   ("mlp_gate",),
   ("mlp_up",),
 )
-# XLA's options that are tried on the best, over those of the recipe's profile.
+# XLA's options that are tried on the best, over those of the recipe's profile; and those of loops
+# over layers, where it has one.
 FLAGS = (
   {"xla_gpu_reduce_scatter_combine_threshold_bytes": 2**27},
   {"xla_gpu_all_gather_combine_threshold_bytes": 2**28},
   {"xla_gpu_enable_triton_gemm": True},
+)
+LOOP_FLAGS = (
   {"xla_gpu_enable_while_loop_double_buffering": True},
   {"xla_gpu_enable_pipelined_all_gather": True, "xla_gpu_enable_pipelined_reduce_scatter": True},
 )
@@ -147,7 +157,7 @@ def estimated_bytes(config: PretrainConfig) -> float:
   """A device's peak: state and two gradients in fp32, what is saved, and the loss's logits."""
   m, mesh = config.model, config.mesh
   average = config.average.fraction > 0
-  state = 4 * (5 + average) * count(param_specs(m)) / (mesh.fsdp * mesh.tensor)
+  state = 4 * (5 + average) * _parameters(m) / (mesh.fsdp * mesh.tensor)
   tokens = tokens_a_part(config)
   logits = 6 * m.vocab_size / mesh.tensor * tokens / config.compute.loss_chunks
   gathered = 6 * m.vocab_size * m.d_model / mesh.tensor
@@ -157,11 +167,11 @@ def estimated_bytes(config: PretrainConfig) -> float:
 def seconds_bound(config: PretrainConfig, devices: int, cluster: Cluster) -> float:
   """Products, attention, least bytes, the tensor axis's sums and what the weights' traffic slows.
 
-  Or that traffic alone, if it takes longer.
+  Or that traffic alone, or the copies to the host and back, if they take longer.
   """
   m, mesh, c = config.model, config.mesh, cluster.constants
   tokens = config.data.batch_size * config.data.seq_len
-  matrices = count(param_specs(m)) - m.vocab_size * m.d_model
+  matrices = _parameters(m) - m.vocab_size * m.d_model
   kept = config.compute.remat_save + config.compute.remat_offload
   recomputed = sum(
     size * m.d_model * m.num_layers / 2
@@ -198,7 +208,14 @@ def seconds_bound(config: PretrainConfig, devices: int, cluster: Cluster) -> flo
   elements = 11 * m.d_ff / mesh.tensor + 16 * m.d_model
   memory = 2 * elements * m.num_layers * tokens / devices * mesh.tensor
   memory /= cluster.facts["hbm_bytes_per_second"] * c["hbm_efficiency"]
-  return max(products + attention / cluster.peak_flops + sums + memory + slowed, wire)
+  offloaded = sum(activation_bytes(config)[name] for name in config.compute.remat_offload)
+  copies = 2 * offloaded * m.num_layers * tokens / devices / host_copy_rates(cluster)[0]
+  return max(products + attention / cluster.peak_flops + sums + memory + slowed, wire, copies)
+
+
+@functools.cache
+def _parameters(model: ModelConfig) -> int:
+  return count(param_specs(model))
 
 
 def _traffic(op: str, nbytes: int, members: int, cluster: Cluster, inner: int) -> Traffic:
@@ -208,6 +225,23 @@ def _traffic(op: str, nbytes: int, members: int, cluster: Cluster, inner: int) -
   return Traffic(op, "f16", nbytes, "", "", members, nodes)
 
 
+def least(candidate: Candidate, found: list[Found], limit: int) -> float:
+  """Seconds that a candidate takes at least, by its bound and by what others took over theirs.
+
+  In line, also by what the same variant took with scanned layers.
+  """
+  changes, sizes = candidate.changes, ("mesh", "train.microbatches")
+  alike = [f for f in found if all(f.changes.get(key) == changes[key] for key in sizes)]
+  over = min((f.seconds / f.bound for f in alike if f.peak_bytes <= limit), default=1.0)
+  expected = candidate.seconds * max(1.0, SPREAD * over)
+  if changes["compute.scan_layers"]:
+    return expected
+  scanned = next(f for f in found if f.changes == changes | {"compute.scan_layers": True})
+  if scanned.peak_bytes > limit + SLACK:
+    return math.inf
+  return max(expected, (IN_LINE if scanned.peak_bytes <= limit else CROWDED) * scanned.seconds)
+
+
 def search(
   config: PretrainConfig,
   nodes: int,
@@ -215,12 +249,16 @@ def search(
   *,
   minutes: float,
   cache: Path | None,
-) -> list[Found]:
-  """Compiles candidates, the recipe itself first, for about `minutes`; the fastest that fits first.
+) -> tuple[list[Found], list[str]]:
+  """Compiles candidates, the recipe itself first, for at most about `minutes`.
 
   A program with its layers in line takes several times as long to compile. So the first half of the
-  time is for scanned layers, by their bounds, until none is under the best. Then those are put in
-  line, the fastest first, and XLA's options varied on the best of all.
+  time is for scanned layers, by their bounds. Then those are put in line, the fastest first, and
+  XLA's options varied on the best of all. What cannot be faster than the best, by `least`, is left
+  out.
+
+  Returns:
+    what was compiled, the fastest that fits first, and what was not because the time was up.
   """
   devices = nodes * cluster.gpus_a_node
   limit = cluster.usable_memory_bytes
@@ -231,6 +269,7 @@ def search(
   fitting = [c for c in everything if c.nbytes < limit + SLACK]
   print(f"{len(everything):,} candidates, of which {len(fitting):,} may fit", flush=True)
   found: list[Found] = []
+  late: list[Candidate] = []
   start = time.monotonic()
 
   def best() -> float:
@@ -246,29 +285,32 @@ def search(
       flush=True,
     )
 
-  def late(share: float) -> bool:
-    return time.monotonic() - start > share * 60 * minutes
+  def may_win(candidate: Candidate) -> bool:
+    return candidate.config != config and least(candidate, found, limit) < best()
 
-  def ranked() -> list[Found]:
-    return sorted(found[1:], key=lambda f: (f.peak_bytes > limit + SLACK, f.seconds))
+  def compile_all(queue: Iterable[Candidate], share: float) -> None:
+    for candidate in queue:
+      if time.monotonic() - start > share * 60 * minutes:
+        late.append(candidate)
+      else:
+        compile_next(candidate)
 
   compile_next(bounded(own, config, devices, cluster))
   scanned = [c for c in fitting if c.config.compute.scan_layers]
-  for candidate in sorted(scanned, key=lambda c: (c.seconds, c.nbytes)):
-    if late(0.5) or candidate.seconds >= best():
-      break
-    compile_next(candidate)
-  for changes in [f.changes | {"compute.scan_layers": False} for f in ranked()]:
-    candidate = bounded(changes, config, devices, cluster)
-    if late(0.8):
-      break
-    if candidate.seconds < best():
-      compile_next(candidate)
-  changes = min(found, key=lambda f: (f.peak_bytes > limit, f.seconds)).changes
-  for options in FLAGS:
-    if late(1):
-      break
-    compile_next(bounded(changes | {"train.xla_options": options}, config, devices, cluster))
+  compile_all(filter(may_win, sorted(scanned, key=lambda c: (c.seconds, c.nbytes))), 0.5)
+  changes = [f.changes | {"compute.scan_layers": False} for f in ranked(found, limit)]
+  in_line = [bounded(c, config, devices, cluster) for c in changes if "compute.remat_save" in c]
+  compile_all(filter(may_win, in_line), 0.8)
+  best_of_all = ranked(found, limit)[0].changes
+  scans = best_of_all.get("compute.scan_layers", config.compute.scan_layers)
+  options = [{"train.xla_options": o} for o in (*FLAGS, *(LOOP_FLAGS if scans else ()))]
+  compile_all([bounded(best_of_all | o, config, devices, cluster) for o in options], 1)
+  untried = [c for c in late if "train.xla_options" in c.changes or may_win(c)]
+  return ranked(found, limit), [describe(c.changes) for c in untried]
+
+
+def ranked(found: list[Found], limit: int) -> list[Found]:
+  """The fastest that fits first."""
   return sorted(found, key=lambda f: (f.peak_bytes > limit, f.seconds))
 
 
@@ -305,10 +347,31 @@ def describe(changes: dict[str, Any]) -> str:
   )
 
 
-def table(found: list[Found], limit: int) -> str:
-  """Markdown, the fastest that fits first."""
+def table(found: list[Found], untried: list[str], limit: int) -> str:
+  """Markdown: the fastest that fits first, the recipe beside it, and what was left untried."""
   lines = ["| step s | peak GiB | fits | |", "|---|---|---|---|"]
   for f in found:
     fits = "yes" if f.peak_bytes <= limit else "no"
     lines.append(f"| {f.seconds:.2f} | {f.peak_bytes / GIB:.1f} | {fits} | {describe(f.changes)} |")
-  return "\n".join(lines)
+  return "\n".join([*lines, "", verdict(found, limit), *_left(untried)])
+
+
+def verdict(found: list[Found], limit: int) -> str:
+  """The recipe and the fastest that fits, in a sentence."""
+  own = next(f for f in found if f.changes.keys() == {"mesh"})
+  if own.peak_bytes > limit:
+    return f"The recipe does not fit: {own.peak_bytes / GIB:.1f} GiB of {limit / GIB:.1f}."
+  slower = own.seconds / ranked(found, limit)[0].seconds - 1
+  if slower == 0:
+    return "The recipe is the fastest that fits."
+  alike = f", which is alike: options that leave the work as it is differ by {ALIKE:.1%}"
+  return f"The recipe is {slower:.1%} slower than the fastest{alike if slower <= ALIKE else ''}."
+
+
+def _left(untried: list[str]) -> list[str]:
+  if not untried:
+    return ["No other variant can win by its estimate: the search came to its end."]
+  return [
+    f"Time was up before {len(untried)} that may win; started again, the search goes on with them:",
+    *(f"- {what}" for what in untried),
+  ]
