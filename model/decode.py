@@ -1,11 +1,14 @@
 """The decoder a few tokens at a time: weights laid out to be streamed, and a key-value cache.
 
-At batch 1 a token costs one pass over the weights, so they are cast once, a layer's arrays are its
-own (a scan over a stack would copy each layer's weights and cache out of it and back), and matrices
-that take the same input are one. The cache lies as the two products of attention read it.
+A step costs one pass over the weights, so they are cast once, a layer's arrays are its own (a scan
+over a stack would copy each layer's weights and cache out of it and back), and matrices that take
+the same input are one. They are [outputs, inputs], which a processor reads once and in order for
+several rows; for one row alone [inputs, outputs] is read as fast or faster. The cache lies as the
+two products of attention read it.
 """
 
 import functools
+import math
 
 import flax.struct
 import jax
@@ -21,12 +24,13 @@ from model.sharding import BATCH_AXES, batch_shards, constrain
 # Logical axes of what `prepare` makes; the rest of it is small, and whole on every device.
 AXES = {
   "embedding_VD": ("vocab", "embed"),
-  "qkv_DGHK": ("embed", "kv_heads", None, None),
-  "out_XD": ("heads", "embed"),
-  "gate_up_DCF": ("embed", None, "mlp"),
-  "down_FD": ("mlp", "embed"),
-  "unembedding_DV": ("embed", "vocab"),
+  "qkv_GHKD": ("kv_heads", None, None, "embed"),
+  "out_DX": ("embed", "heads"),
+  "gate_up_CFD": (None, "mlp", "embed"),
+  "down_DF": ("embed", "mlp"),
+  "unembedding_VD": ("vocab", "embed"),
 }
+_FEW = 64  # tokens; the product of more reads a matrix as fast in either order
 _ALIGNED = 16  # a cache has a multiple of so many places: lines that are whole are read faster
 _SMALL = ("query_bias_NK", "key_bias_GK", "value_bias_GK", "query_norm_K", "key_norm_K")
 
@@ -64,18 +68,27 @@ def pad_cache(cache: Cache, length: int) -> Cache:
   )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute"))
-def prepare(params: dict, config: ModelConfig, compute: ComputeConfig) -> dict:
+@functools.partial(jax.jit, static_argnames=("config", "compute", "one_row"))
+def prepare(
+  params: dict, config: ModelConfig, compute: ComputeConfig, *, one_row: bool = False
+) -> dict:
   """The weights as the functions below take them: a copy in the compute dtype, adapters merged.
 
   Prepare them once for many calls; each of the others takes only what this returns.
 
   Args:
     params: the tree of `model.params.param_specs(config)`, with adapters or without.
+    one_row: for `extend` by a token of one row, matrices are [inputs, outputs].
   """
   if lora.is_adapted(params):
     params = lora.merge(params)
   groups, heads = config.num_kv_heads, config.num_heads // config.num_kv_heads
+
+  def laid_out(matrices):
+    whole = {n: constrain(x, *AXES[n]).astype(compute.dtype) for n, x in matrices.items()}
+    if one_row:
+      return {_inputs_first(n): jnp.moveaxis(x, -1, 0) for n, x in whole.items()}
+    return whole
 
   def layer(index):
     attention, mlp = (
@@ -85,31 +98,54 @@ def prepare(params: dict, config: ModelConfig, compute: ComputeConfig) -> dict:
     others = (attention[name][:, :, None] for name in ("key_DGK", "value_DGK"))
     # A group's query heads, key and value side by side, so that all are on the same device.
     qkv_DGHK = jnp.concatenate([query_DGRK, *others], axis=2)
-    gate_up_DCF = jnp.stack([mlp["gate_DF"], mlp["up_DF"]], axis=1)
     matrices = {
-      "qkv_DGHK": qkv_DGHK,
-      "out_XD": attention["out_NKD"].reshape(-1, config.d_model),
-      "gate_up_DCF": gate_up_DCF,
-      "down_FD": mlp["down_FD"],
+      "qkv_GHKD": jnp.moveaxis(qkv_DGHK, 0, -1),
+      "out_DX": attention["out_NKD"].reshape(-1, config.d_model).T,
+      "gate_up_CFD": jnp.stack([mlp["gate_DF"].T, mlp["up_DF"].T]),
+      "down_DF": mlp["down_FD"].T,
     }
-    small = {name: attention[name] for name in _SMALL if name in attention}
     return {
-      **{n: constrain(x, *AXES[n]).astype(compute.dtype) for n, x in matrices.items()},
+      **laid_out(matrices),
       "attention_norm_D": attention["norm_D"],
       "mlp_norm_D": mlp["norm_D"],
-      "small": small,
+      "small": {name: attention[name] for name in _SMALL if name in attention},
     }
 
-  if config.tie_embeddings:
-    unembedding_DV = params["embedding_VD"].T
-  else:
-    unembedding_DV = params["unembedding_DV"]
-  return {
+  weights = {
     "embedding_VD": params["embedding_VD"].astype(compute.dtype),
     "layers": tuple(layer(index) for index in range(config.num_layers)),
     "final_norm_D": params["final_norm_D"],
-    "unembedding_DV": constrain(unembedding_DV, *AXES["unembedding_DV"]).astype(compute.dtype),
   }
+  if not config.tie_embeddings:
+    weights |= laid_out({"unembedding_VD": params["unembedding_DV"].T})
+  elif one_row:
+    weights |= laid_out({"unembedding_VD": params["embedding_VD"]})
+  return weights
+
+
+def _inputs_first(name: str) -> str:
+  """qkv_DGHK of qkv_GHKD."""
+  stem, axes = name.rsplit("_", 1)
+  return f"{stem}_{axes[-1]}{axes[:-1]}"
+
+
+def _product(x_BLX: jax.Array, arrays: dict, name: str, dtype=None) -> jax.Array:
+  """[B,L,*outputs]: each token by the matrix `name` of `prepare`, in either order of its axes."""
+  if _inputs_first(name) in arrays:
+    return jnp.tensordot(x_BLX, arrays[_inputs_first(name)], 1, preferred_element_type=dtype)
+
+  def by_rows(x_BLX, matrix):
+    return jnp.tensordot(x_BLX, matrix, (-1, -1), preferred_element_type=dtype)
+
+  def by_columns(x_BLX, matrix):
+    # XLA would undo the turning of tokens, and turn the matrix.
+    x_XT = jax.lax.optimization_barrier(x_BLX.reshape(-1, x_BLX.shape[-1]).T)
+    out = jax.lax.optimization_barrier(jnp.tensordot(matrix, x_XT, 1, preferred_element_type=dtype))
+    return jnp.moveaxis(out, -1, 0).reshape(*x_BLX.shape[:-1], *matrix.shape[:-1])
+
+  if math.prod(x_BLX.shape[:-1]) > _FEW:
+    return by_rows(x_BLX, arrays[name])
+  return jax.lax.platform_dependent(x_BLX, arrays[name], cpu=by_columns, default=by_rows)
 
 
 def extend(
@@ -263,7 +299,7 @@ def _run(weights, tokens_BL, turns_BLF, attend, config: ModelConfig, keep=None):
   keys, values = [], []
   for index, layer in enumerate(weights["layers"]):
     normed_BLD = rms_norm(x_BLD, layer["attention_norm_D"], config.norm_eps)
-    qkv_BLGHK = jnp.einsum("BLD,DGHK->BLGHK", normed_BLD, layer["qkv_DGHK"])
+    qkv_BLGHK = _product(normed_BLD, layer, "qkv_GHKD")
     query_BLNK = qkv_BLGHK[:, :, :, :-2].reshape(*tokens_BL.shape, -1, config.head_dim)
     query_BLNK, key_BLGK, value_BLGK = finish_qkv(
       layer["small"],
@@ -279,20 +315,20 @@ def _run(weights, tokens_BL, turns_BLF, attend, config: ModelConfig, keep=None):
     out_BLX = out_BLNK.reshape(*tokens_BL.shape, -1)
     if keep is not None and index == config.num_layers - 1:
       x_BLD, out_BLX = keep(x_BLD), keep(out_BLX)
-    x_BLD += jnp.einsum("BLX,XD->BLD", out_BLX, layer["out_XD"])
+    x_BLD += _product(out_BLX, layer, "out_DX")
     normed_BLD = rms_norm(x_BLD, layer["mlp_norm_D"], config.norm_eps)
-    gate_up_BLCF = jnp.einsum("BLD,DCF->BLCF", normed_BLD, layer["gate_up_DCF"])
+    gate_up_BLCF = _product(normed_BLD, layer, "gate_up_CFD")
     hidden_BLF = jax.nn.silu(gate_up_BLCF[:, :, 0]) * gate_up_BLCF[:, :, 1]
-    x_BLD += jnp.einsum("BLF,FD->BLD", hidden_BLF, layer["down_FD"])
+    x_BLD += _product(hidden_BLF, layer, "down_DF")
   x_BLD = rms_norm(x_BLD, weights["final_norm_D"], config.norm_eps)
   return x_BLD, Cache(keys=tuple(keys), values=tuple(values))
 
 
 def token_logits(weights: dict, hidden_BD: jax.Array, config: ModelConfig) -> jax.Array:
   """fp32 logits [B,V] of one hidden state a row, soft-capped where the config says so."""
-  out_BV = jnp.einsum(
-    "BD,DV->BV", hidden_BD, weights["unembedding_DV"], preferred_element_type=jnp.float32
-  )
+  shared = config.tie_embeddings and "unembedding_DV" not in weights
+  name = "embedding_VD" if shared else "unembedding_VD"
+  out_BV = _product(hidden_BD[:, None], weights, name, jnp.float32)[:, 0]
   out_BV = constrain(out_BV, "batch", "vocab")
   if config.logit_softcap is not None:
     out_BV = config.logit_softcap * jnp.tanh(out_BV / config.logit_softcap)

@@ -260,8 +260,9 @@ def rollout(
     stop_BI: the ids that end each row, of `model.sampling.pad_ids`; None for none.
     max_tokens: after so many tokens every row ends.
   """
-  weights = params if isinstance(params["layers"], tuple) else prepare(params, config, compute)
-  batch = len(lengths_B)
+  batch, weights = len(lengths_B), params
+  if not isinstance(params["layers"], tuple):
+    weights = prepare(params, config, compute, one_row=batch == 1)
   requests = Requests(
     keys_B=keys_B, limits_B=jnp.full((batch,), max_tokens), rows=rows, stop_BI=stop_BI
   )

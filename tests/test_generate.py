@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from model import decode
+from model.decode import prepare
 from model.generate import generate, request_keys, rollout
 from model.params import param_specs
 from model.sampling import SamplingConfig, draw, process, settings
@@ -75,6 +77,20 @@ def test_a_row_does_not_depend_on_the_others_or_on_padding():
   np.testing.assert_array_equal(mixed[1], tokens[1])
   padded = np.where(np.arange(5) < LENGTHS[:, None], PROMPTS, 40)
   np.testing.assert_array_equal(run(padded, temperature=1.0, top_p=0.9)[0], tokens)
+
+
+@pytest.mark.parametrize("one_row", [False, True])
+@pytest.mark.parametrize("tokens", [(1, 1), (3, 2), (5, 40)])
+def test_a_token_is_multiplied_by_its_matrix_in_either_order(tokens, one_row):
+  weights = prepare(PARAMS, CONFIG, COMPUTE, one_row=one_row)
+  x_BLD = np.random.default_rng(0).normal(size=(*tokens, CONFIG.d_model)).astype(np.float32)
+  gate_up_BLCF = jax.jit(decode._product, static_argnums=2)(
+    x_BLD, weights["layers"][1], "gate_up_CFD"
+  )
+  mlp = PARAMS["layers"]["mlp"]
+  for i, name in enumerate(("gate_DF", "up_DF")):
+    expected = np.einsum("bld,df->blf", x_BLD, np.asarray(mlp[name][1], np.float64))
+    np.testing.assert_allclose(gate_up_BLCF[:, :, i], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_rows_with_one_prompt_and_seeds_draw_different_numbers():

@@ -62,7 +62,7 @@ def execute(
   path = workdir / FILE
   rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
   done = {(row["temperature"], row["top_p"]) for row in rows}
-  with open_sampler(parsed.sampler) as sampler:
+  with open_sampler(parsed.sampler, parsed.sampler.slots) as sampler:
     ids = [sampler.encode(prompt) for prompt in prompts]
     write_config(workdir, config)
     for temperature in parsed.temperatures:

@@ -162,8 +162,8 @@ class Sampler:
 
 
 @contextlib.contextmanager
-def open_sampler(config: SampleRunConfig) -> Iterator[Sampler]:
-  """Opens the model, and keeps its mesh in force meanwhile."""
+def open_sampler(config: SampleRunConfig, slots: int) -> Iterator[Sampler]:
+  """Opens the model for batchers of so many slots, and keeps its mesh in force meanwhile."""
   run = open_run(Path(config.run))
   encoder = open_encoder(run.tokenizer, run.eot, run.model.vocab_size)
   template = None
@@ -175,7 +175,7 @@ def open_sampler(config: SampleRunConfig) -> Iterator[Sampler]:
     print(f"{run.folder}, step {found.step}, {found.which} weights.", flush=True)
     kept = calibration.read_temperature(run.folder, found.step, found.which, "next_token")
     yield Sampler(
-      weights=prepare(found.params, run.model, config.compute),
+      weights=prepare(found.params, run.model, config.compute, one_row=slots == 1),
       model=run.model,
       config=config,
       encoder=encoder,
@@ -190,7 +190,8 @@ def execute(
 ) -> bool:
   """Samples what is not sampled yet; returns whether that is all."""
   prompts = None if parsed.prompts is None else read_prompts(Path(parsed.prompts))
-  with open_sampler(parsed) as sampler:
+  slots = parsed.completions if prompts is None else parsed.slots
+  with open_sampler(parsed, slots) as sampler:
     if prompts is None:
       return converse(sampler, sys.stdin, stop.wanted)
     requests = sampler.requests([sampler.encode(prompt) for prompt in prompts])

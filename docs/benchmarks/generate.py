@@ -9,8 +9,8 @@ their ratios are printed. At batch 1 a token costs at least one reading of the w
 is also compared with the machine's bandwidth, measured in the same round by as many threads as
 there are cores. Then 64 requests of mixed lengths, by continuous batching and one after another.
 
-What XLA can reach is printed too: the matrix products alone, and the cache read once a step at the
-memory's speed, without attention's arithmetic, norms and the choice of tokens.
+For several rows what XLA can reach is printed too: the matrix products alone, and the cache read
+once a step at the memory's speed, without attention's arithmetic, norms and the choice of tokens.
 """
 
 import argparse
@@ -93,21 +93,24 @@ def ours(weights: dict, config: ModelConfig, compute: ComputeConfig, batch: int,
 
 
 def products(weights: dict, config: ModelConfig, rows: int, times: int) -> float:
-  """Seconds of the matrix products of `rows` tokens through all layers and to their logits."""
+  """Seconds of the matrix products of `rows` tokens through all layers and to their logits.
 
-  def once(_, x_BD):
+  The weights are [outputs, inputs]; of a prompt only the last token's logits are needed.
+  """
+
+  def once(_, x_DB):
     for layer in weights["layers"]:
-      qkv_BX = x_BD @ layer["qkv_DGHK"].reshape(config.d_model, -1)
-      x_BD += qkv_BX[:, : layer["out_XD"].shape[0]] @ layer["out_XD"]
-      both_BF = x_BD @ layer["gate_up_DCF"].reshape(config.d_model, -1)
-      x_BD += both_BF[:, : config.d_ff] @ layer["down_FD"]
-    if rows <= max(SLOTS):  # of a prompt only the last token's logits are needed
-      x_BD += 1e-9 * jnp.max(x_BD @ weights["unembedding_DV"], axis=-1, keepdims=True)
-    return 1e-3 * x_BD
+      qkv_XB = layer["qkv_GHKD"].reshape(-1, config.d_model) @ x_DB
+      x_DB += layer["out_DX"] @ qkv_XB[: layer["out_DX"].shape[1]]
+      both_FB = layer["gate_up_CFD"].reshape(-1, config.d_model) @ x_DB
+      x_DB += layer["down_DF"] @ both_FB[: config.d_ff]
+    if rows <= max(SLOTS):
+      x_DB += 1e-9 * jnp.max(weights["embedding_VD"] @ x_DB, axis=0, keepdims=True)
+    return 1e-3 * x_DB
 
-  run = jax.jit(lambda weights, x_BD: jax.lax.fori_loop(0, times, once, x_BD))
-  x_BD = np.ones((rows, config.d_model), np.float32)
-  call = lambda: jax.block_until_ready(run(weights, x_BD))  # noqa: E731
+  run = jax.jit(lambda weights, x_DB: jax.lax.fori_loop(0, times, once, x_DB))
+  x_DB = np.ones((config.d_model, rows), np.float32)
+  call = lambda: jax.block_until_ready(run(weights, x_DB))  # noqa: E731
   call()  # compiles
   return min(seconds(call) for _ in range(3)) / times
 
@@ -134,7 +137,7 @@ def prompts(config: ModelConfig, batch: int) -> np.ndarray:
 
 
 def compare(name: str, folder: Path, batches: list[int], rounds: int) -> tuple[dict, ModelConfig]:
-  """Prints our speed, theirs and the memory's; returns our weights."""
+  """Prints our speed, theirs and the memory's; returns our parameters."""
   import transformers
 
   config, params = hf.load(folder)
@@ -142,9 +145,9 @@ def compare(name: str, folder: Path, batches: list[int], rounds: int) -> tuple[d
   print(f"\n{name}: {count(param_specs(config)) / 1e6:.1f}M parameters", flush=True)
   params = hf.as_jax(params)
   for dtype, compute in COMPUTE.items():
-    weights = prepare(params, config, compute)
-    read = sum(x.nbytes for x in jax.tree.leaves(weights)) - weights["embedding_VD"].nbytes
     for batch in batches:
+      weights = prepare(params, config, compute, one_row=batch == 1)
+      read = sum(x.nbytes for x in jax.tree.leaves(weights)) - weights["embedding_VD"].nbytes
       sides = [ours(weights, config, compute, batch, new) for new in (NEW, 1)]
       sides.append(theirs(model, config, batch))
       for side in sides:
@@ -160,7 +163,7 @@ def compare(name: str, folder: Path, batches: list[int], rounds: int) -> tuple[d
         f"  {dtype}, batch {batch}: {batch * NEW / whole:,.1f} tokens/s, transformers (float32) "
         f"{batch * NEW / peer:,.1f}; ratio {ratio:.2f}"
       )
-      if dtype == "float32":
+      if dtype == "float32" and batch > 1:
         first, later = (
           products(weights, config, PROMPT * batch, 2),
           products(weights, config, batch, 20),
@@ -178,11 +181,12 @@ def compare(name: str, folder: Path, batches: list[int], rounds: int) -> tuple[d
           f"gives {fast / 1e9:.1f}: {share:.0%}",
           flush=True,
         )
-  return prepare(params, config, COMPUTE["float32"]), config
+  return params, config
 
 
-def queue(weights: dict, config: ModelConfig, rounds: int) -> None:
+def queue(params: dict, config: ModelConfig, rounds: int) -> None:
   """Prints how much faster continuous batching is than one request after another."""
+  weights, one = (prepare(params, config, COMPUTE["float32"], one_row=o) for o in (False, True))
   rng = np.random.default_rng(0)
   requests = [
     Request(
@@ -195,7 +199,7 @@ def queue(weights: dict, config: ModelConfig, rounds: int) -> None:
   ]
   batchers = {
     slots: Batcher(
-      weights,
+      one if slots == 1 else weights,
       config,
       COMPUTE["float32"],
       slots=slots,
@@ -266,8 +270,8 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as scratch:
     if arguments.only != "gguf":
       random_model(Path(scratch) / "small")
-      weights, config = compare("random", Path(scratch) / "small", [1, 16], arguments.rounds)
-      queue(weights, config, arguments.rounds)
+      params, config = compare("random", Path(scratch) / "small", [1, 16], arguments.rounds)
+      queue(params, config, arguments.rounds)
     if arguments.gguf is not None and arguments.only != "small":
       from_gguf(arguments.gguf, Path(scratch))
       compare(arguments.gguf.stem, Path(scratch) / "hf", [1], arguments.rounds)
