@@ -215,6 +215,31 @@ def summarize(task: str, scores: Sequence[Mapping[str, float]]) -> dict[str, Est
   return _SUMMARIES.get(task, _means)(columns)
 
 
+def summarize_groups(
+  task: str, groups: Sequence[Sequence[Mapping[str, float]]]
+) -> dict[str, Estimate]:
+  """The metrics of several groups' items together, with the error of the pooled variance.
+
+  So that groups which differ do not widen it, as lm-evaluation-harness has it:
+  sqrt(sum((n_i - 1) s_i^2) / (n - groups) / n), with s_i the sample deviation within a group. None
+  where no group has two items. One group alone is what `summarize` says.
+  """
+  together = summarize(task, [scores for group in groups for scores in group])
+  if len(groups) < 2:
+    return together
+  apart = [summarize(task, group) for group in groups]
+  return {
+    name: dataclasses.replace(estimate, stderr=_pooled_error([part[name] for part in apart]))
+    for name, estimate in together.items()
+  }
+
+
+def _pooled_error(parts: Sequence[Estimate]) -> float | None:
+  n = sum(part.n for part in parts)
+  squares = math.fsum((p.n - 1) * p.n * p.stderr**2 for p in parts if p.stderr is not None)
+  return math.sqrt(squares / (n - len(parts)) / n) if n > len(parts) else None
+
+
 def _means(columns: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
   return {name: mean(values) for name, values in columns.items()}
 

@@ -105,7 +105,7 @@ def tensors(config: ModelConfig) -> list[Tensor]:
   """Every tensor of the model, a layer after the other."""
   found = []
   for keys, spec in jax.tree_util.tree_leaves_with_path(param_specs(config), is_leaf=is_spec):
-    path = jax.tree_util.keystr(keys, simple=True, separator="/")
+    path = _path(keys)
     if spec.axes[0] != "layers":
       found.append(Tensor(NAMES[path], path, None, spec.shape, spec.axes))
       continue
@@ -143,6 +143,10 @@ def read_params(
   Raises:
     ValueError: a tensor is missing, is of another shape, or is none of the architecture's.
   """
+  if config.num_layers > len(stored):  # before a list of their tensors is made
+    raise ValueError(
+      f"config.json describes {config.num_layers} layers, and there are {len(stored)} tensors."
+    )
   wanted = tensors(config)
   if absent := [tensor.name for tensor in wanted if tensor.name not in stored]:
     raise ValueError(
@@ -153,9 +157,7 @@ def read_params(
       f"tensor {extra[0]!r} ({len(extra)} such) is none of the model that config.json describes; "
       "its architecture is not one that can be computed here."
     )
-  specs = param_specs(config)
-  params = jax.tree.map(lambda spec: (empty or _empty)(spec.shape), specs, is_leaf=is_spec)
-  leaves = _by_path(params)
+  specs, leaves = param_specs(config), {}
   for tensor in wanted:
     array = stored[tensor.name]
     if tuple(array.shape) != tensor.stored_shape:
@@ -163,9 +165,14 @@ def read_params(
         f"tensor {tensor.name!r} has the shape {list(array.shape)}; by config.json it is "
         f"{list(tensor.stored_shape)}."
       )
+    if tensor.path not in leaves:  # made no earlier, so that a size that is wrong takes no memory
+      stack = () if tensor.layer is None else (config.num_layers,)
+      leaves[tensor.path] = (empty or _empty)((*stack, *tensor.shape))
     part = leaves[tensor.path]
     part[... if tensor.layer is None else tensor.layer] = tensor.from_stored(array)
-  return params
+  return jax.tree_util.tree_map_with_path(
+    lambda keys, _: leaves[_path(keys)], specs, is_leaf=is_spec
+  )
 
 
 def as_jax(params: dict) -> dict:
@@ -186,11 +193,12 @@ def _counts(name: str) -> bool:
   return name != "lm_head.weight" and not name.endswith("rotary_emb.inv_freq")
 
 
+def _path(keys: tuple) -> str:
+  return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
 def _by_path(tree: dict) -> dict[str, Any]:
-  return {
-    jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
+  return {_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def load(

@@ -4,6 +4,7 @@ SmolLM and SmolLM2 are of Llama's architecture, Qwen2.5 of Qwen2's.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ FAMILIES = {
   "Qwen2ForCausalLM": "qwen2",
   "Qwen3ForCausalLM": "qwen3",
 }
+_SLIDING, _FULL = "sliding_attention", "full_attention"
 LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -54,10 +56,10 @@ def to_model(hf: Mapping[str, Any]) -> ModelConfig:
     d_model=width,
     num_layers=_required(hf, "num_hidden_layers"),
     num_heads=heads,
-    num_kv_heads=hf.get("num_key_value_heads") or heads,
-    head_dim=hf.get("head_dim") or (128 if family == "qwen3" else width // heads),
+    num_kv_heads=_optional(hf, "num_key_value_heads") or heads,
+    head_dim=_optional(hf, "head_dim") or (128 if family == "qwen3" else width // heads),
     d_ff=_required(hf, "intermediate_size"),
-    tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
+    tie_embeddings=_flag(hf, "tie_word_embeddings"),
     qk_norm=family == "qwen3",
     qkv_bias=family == "qwen2",
     rope_theta=theta,
@@ -65,8 +67,8 @@ def to_model(hf: Mapping[str, Any]) -> ModelConfig:
     sliding_window=_sliding_window(hf, family),
     attention_softcap=None,
     logit_softcap=None,
-    norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
-    embed_init_std=float(hf.get("initializer_range", 0.02)),
+    norm_eps=_number(hf, "rms_norm_eps", 1e-6),
+    embed_init_std=_number(hf, "initializer_range", 0.02),
   )
 
 
@@ -74,8 +76,8 @@ def _family(hf: Mapping[str, Any]) -> str:
   named = hf.get("architectures") or [
     name for name, kind in FAMILIES.items() if kind == hf.get("model_type")
   ]
-  for architecture in named:
-    if architecture in FAMILIES:
+  for architecture in named if isinstance(named, list) else ():
+    if isinstance(architecture, str) and architecture in FAMILIES:
       return FAMILIES[architecture]
   raise ValueError(
     f"config.json: architecture {hf.get('architectures') or hf.get('model_type')} is unknown here; "
@@ -85,15 +87,40 @@ def _family(hf: Mapping[str, Any]) -> str:
 
 def _required(hf: Mapping[str, Any], key: str) -> int:
   value = hf.get(key)
-  if not isinstance(value, int) or value < 1:
+  if type(value) is not int or value < 1:
     raise ValueError(f"config.json: {key} is {value!r}; it must be a positive integer.")
   return value
+
+
+def max_positions(hf: Mapping[str, Any]) -> int:
+  """The longest row of a config.json; 0 where it does not say. Raises ValueError for no integer."""
+  return _optional(hf, "max_position_embeddings") or 0
+
+
+def _optional(hf: Mapping[str, Any], key: str) -> int | None:
+  return None if hf.get(key) is None else _required(hf, key)
+
+
+def _flag(hf: Mapping[str, Any], key: str) -> bool:
+  value = hf.get(key)
+  if not isinstance(value, bool | None):
+    raise ValueError(f"config.json: {key} is {value!r}; it must be true or false.")
+  return bool(value)
+
+
+def _number(hf: Mapping[str, Any], key: str, default: float | None = None) -> float:
+  value = default if hf.get(key) is None else hf[key]
+  if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    raise ValueError(f"config.json: {key} is {value!r}; it must be a positive number.")
+  return float(value)
 
 
 def _rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
   """Theta and scaling; transformers 5 writes both into `rope_parameters`."""
   scaling = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-  theta = float(scaling.get("rope_theta") or hf.get("rope_theta") or 10_000.0)
+  if not isinstance(scaling, dict):
+    raise ValueError(f"config.json: RoPE's parameters are {scaling!r}; they must be an object.")
+  theta = _number(scaling, "rope_theta", _number(hf, "rope_theta", 10_000.0))
   if (part := scaling.get("partial_rotary_factor", 1.0)) != 1.0:
     raise ValueError(f"config.json: partial_rotary_factor is {part}; only 1.0 is supported.")
   kind = scaling.get("rope_type") or scaling.get("type") or "default"
@@ -105,10 +132,10 @@ def _rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     if key not in scaling:
       raise ValueError(f"config.json: RoPE scaling 'llama3' has no {key!r}.")
   return theta, RopeScaling(
-    factor=float(scaling["factor"]),
-    low_freq_factor=float(scaling["low_freq_factor"]),
-    high_freq_factor=float(scaling["high_freq_factor"]),
-    original_max_positions=int(scaling["original_max_position_embeddings"]),
+    factor=_number(scaling, "factor"),
+    low_freq_factor=_number(scaling, "low_freq_factor"),
+    high_freq_factor=_number(scaling, "high_freq_factor"),
+    original_max_positions=_required(scaling, "original_max_position_embeddings"),
   )
 
 
@@ -116,22 +143,26 @@ def _sliding_window(hf: Mapping[str, Any], family: str) -> int | None:
   """The window, where all layers have one; Qwen names the first layer that has."""
   if family == "llama":
     return None
-  window = hf.get("sliding_window", 4096)
+  window = _optional(hf, "sliding_window") if "sliding_window" in hf else 4096
   if family == "mistral":
     return window
-  layers = hf["num_hidden_layers"]
-  if not hf.get("use_sliding_window", False) or window is None:
+  if not _flag(hf, "use_sliding_window") or window is None:
     return None
-  kinds = hf.get("layer_types") or [
-    "sliding_attention" if i >= hf.get("max_window_layers", 28) else "full_attention"
-    for i in range(layers)
-  ]
+  layers, first = hf["num_hidden_layers"], hf.get("max_window_layers", 28)
+  kinds = hf.get("layer_types")
+  if kinds is None and type(first) is int:
+    kinds = [_SLIDING] * (first < layers) + [_FULL] * (first > 0)
+  if not kinds or not all(kind in (_SLIDING, _FULL) for kind in kinds):
+    raise ValueError(
+      f"config.json: layer_types is {kinds!r} and max_window_layers {first!r}; the former must be "
+      f"a list of {_SLIDING!r} and {_FULL!r}, or the latter an integer."
+    )
   if len(set(kinds)) > 1:
     raise ValueError(
       "config.json: some layers have sliding windows and some have not (layer_types, "
       "max_window_layers); all must have, or none."
     )
-  return window if kinds[0] == "sliding_attention" else None
+  return window if kinds[0] == _SLIDING else None
 
 
 def from_model(config: ModelConfig, max_positions: int) -> dict[str, Any]:

@@ -4,9 +4,10 @@ A file is 8 bytes with the length of its header, the header in JSON, and the ten
 package of that name writes from a dict that holds a whole file; it is what the tests compare with.
 """
 
+import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -52,10 +53,12 @@ def open_file(path: Path) -> Tensors:
         raise ValueError(f"a header of {start - 8} bytes, in {size} bytes in all")
       header = json.loads(file.read(start - 8))
     header.pop("__metadata__", None)
-    spans = {name: tuple(entry["data_offsets"]) for name, entry in header.items()}
-    shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
-    kinds = {name: entry["dtype"] for name, entry in header.items()}
+    spans = {name: _sizes(entry["data_offsets"]) for name, entry in header.items()}
+    shapes = {name: _sizes(entry["shape"]) for name, entry in header.items()}
+    kinds = {name: str(entry["dtype"]) for name, entry in header.items()}
     end = start + max((last for _, last in spans.values()), default=0)
+    if any(a[1] != b[0] for a, b in itertools.pairwise([(0, 0), *sorted(spans.values())])):
+      raise ValueError("its tensors overlap, or leave bytes between them")
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f"{path} is no safetensors file, or is truncated: {error}.") from None
   if end != size:
@@ -67,13 +70,20 @@ def open_file(path: Path) -> Tensors:
         f"{path}: tensor {name!r} is {kinds[name]}; it must be one of {', '.join(DTYPES)}."
       )
     dtype = np.dtype(DTYPES[kinds[name]])
-    if not 0 <= first <= last or last - first != math.prod(shapes[name]) * dtype.itemsize:
+    if last - first != math.prod(shapes[name]) * dtype.itemsize:
       raise ValueError(
         f"{path}: tensor {name!r} of shape {list(shapes[name])} and dtype {kinds[name]} has the "
         f"bytes {first} to {last}, which is not its size; the file is damaged."
       )
     places[name] = (path, dtype, start + first, shapes[name])
   return Tensors(places)
+
+
+def _sizes(values: Sequence[int]) -> tuple[int, ...]:
+  """Raises TypeError for what is no list of sizes."""
+  if not isinstance(values, list) or any(type(x) is not int or x < 0 for x in values):
+    raise TypeError(f"{values!r} is no list of sizes")
+  return tuple(values)
 
 
 def open_directory(directory: Path) -> Tensors:
@@ -89,13 +99,18 @@ def open_directory(directory: Path) -> Tensors:
   try:
     index = json.loads((directory / INDEX).read_text())["weight_map"]
     files = sorted(set(index.values()))
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f"{directory / INDEX} is no index of safetensors: {error!r}.") from None
   places = {}
   for file in files:
-    if not (directory / file).exists():
+    if not isinstance(file, str) or Path(file).name != file:
+      raise ValueError(f"{directory / INDEX} names {file!r}; its files must be beside it.")
+    if not (directory / file).is_file():
       raise ValueError(f"{directory / file} is missing, which {INDEX} names.")
-    places |= open_file(directory / file).places
+    found = open_file(directory / file).places
+    if twice := sorted(found.keys() & places.keys()):
+      raise ValueError(f"{directory}: tensor {twice[0]!r} is in {file} and in a file before it.")
+    places |= found
   if absent := sorted(index.keys() - places.keys()):
     raise ValueError(f"{directory}: {INDEX} names {absent[0]!r}, which no file holds.")
   return Tensors(places)

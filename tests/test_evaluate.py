@@ -96,6 +96,9 @@ def test_items_and_metrics_are_those_of_the_harness(world, theirs):
 def test_groups_are_weighted_by_size(world):
   mmlu = world[2]["tasks"]["mmlu"]
   assert mmlu["metrics"]["acc"]["n"] == 4
+  subjects = [mmlu["groups"][name]["acc"] for name in ("astronomy", "us_foreign_policy")]
+  squares = sum(part["n"] * (part["n"] - 1) * part["stderr"] ** 2 for part in subjects)
+  assert mmlu["metrics"]["acc"]["stderr"] == pytest.approx((squares / (4 - 2) / 4) ** 0.5)
   assert set(mmlu["groups"]) >= {"stem", "social sciences", "astronomy", "us_foreign_policy"}
 
 

@@ -205,6 +205,16 @@ def test_bad_input_is_one_message_and_leaves_nothing(tmp_path, capsys):
   assert "ids and the model's vocabulary 320" in refused("import", source, tmp_path, capsys)
   (source / "tokenizer.json").write_text(tokenizer)
 
+  described = (source / "tokenizer_config.json").read_text()
+  for wrong in (5, {"content": ["a"]}):
+    (source / "tokenizer_config.json").write_text(json.dumps({"eos_token": wrong}))
+    assert "eos_token is" in refused("import", source, tmp_path, capsys)
+  (source / "tokenizer_config.json").write_text(described)
+  config = json.loads((source / "config.json").read_text())
+  (source / "config.json").write_text(json.dumps(config | {"max_position_embeddings": "long"}))
+  assert "max_position_embeddings is 'long'" in refused("import", source, tmp_path, capsys)
+  (source / "config.json").write_text(json.dumps(config))
+
   shard = sorted(source.glob("*.safetensors"))[1]
   shard.write_bytes(shard.read_bytes()[:-4])
   assert f"{shard.name} has" in refused("import", source, tmp_path, capsys)

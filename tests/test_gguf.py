@@ -120,6 +120,12 @@ def six_bits(raw, j):
   return (low & 15) | (raw[j - 4] >> 6 << 4), (low >> 4) | (raw[j] >> 6 << 4)
 
 
+def q4(raw, least):
+  """dequantize_row_q4_0 and q4_1 of the same file: a scale, and a minimum or 8 less."""
+  q = [x & 15 for x in raw[-16:]] + [x >> 4 for x in raw[-16:]]
+  return [half(raw, 0) * x + half(raw, 2) if least else half(raw, 0) * (x - 8) for x in q]
+
+
 def q2_k(raw):
   """dequantize_row_q2_K of the same file: 16 bytes of scale and minimum, 2 bits, both in fp16."""
   values = []
@@ -176,6 +182,8 @@ def q6_k(raw):
   ("kind", "halves", "reference"),
   [
     ("Q8_0", (0,), lambda raw: half(raw, 0) * np.frombuffer(raw, np.int8, 32, 2).astype(float)),
+    ("Q4_0", (0,), lambda raw: q4(raw, False)),
+    ("Q4_1", (0, 2), lambda raw: q4(raw, True)),
     ("Q2_K", (80, 82), q2_k),
     ("Q3_K", (108,), q3_k),
     ("Q4_K", (0, 2), lambda raw: q4_or_q5_k(raw, False)),
@@ -243,6 +251,12 @@ def test_what_is_unknown_is_refused(tmp_path, options, message):
     File(write(tmp_path / "model.gguf", "smollm", **options))
 
 
+def test_an_odd_name_is_refused_as_such(tmp_path):
+  file = File(write(tmp_path / "model.gguf", "smollm", add={"blk.odd": np.zeros(1, np.float32)}))
+  with pytest.raises(ValueError, match=r"tensor 'blk\.odd' .* is none of the model"):
+    hf.read_params(file, hf_config.to_model(file.config))
+
+
 def test_a_damaged_file_is_named(tmp_path):
   path = write(tmp_path / "model.gguf", "smollm")
   whole = path.read_bytes()
@@ -300,6 +314,27 @@ def test_the_tokenizer_is_the_one_that_was_written(tmp_path):
     assert written.decode(written.encode(text).ids) == tokenizer.decode(tokenizer.encode(text).ids)
   config = json.loads((tmp_path / "tokenizer_config.json").read_text())
   assert config["eos_token"] == "<|im_end|>" and config["chat_template"] == "{{ messages }}"
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"add_eos_token_id": 9}, "IndexError"),
+    ({"add_token_merges": ["a b", "b a"]}, "the merge 'b a' is of no two tokens to a third"),
+    ({"add_token_merges": ["ab"]}, "the merge 'ab' is of no two tokens"),
+    ({"add_token_types": [1]}, "its tokenizer is damaged"),
+  ],
+)
+def test_a_tokenizer_that_lies_is_refused(tmp_path, changes, message):
+  extra = {
+    "add_tokenizer_model": "gpt2",
+    "add_tokenizer_pre": "smollm",
+    "add_token_list": ["a", "b", "ab"],
+    "add_token_merges": ["a b"],
+  }
+  file = File(write(tmp_path / "model.gguf", "smollm", extra=extra | changes))
+  with pytest.raises(ValueError, match=rf"model\.gguf: .*{message}"):
+    file.write_tokenizer(tmp_path)
 
 
 def test_another_kind_of_tokenizer_is_refused(tmp_path):

@@ -109,6 +109,18 @@ def test_configs_of_both_generations_of_transformers_read_the_same():
     ({"mlp_bias": True}, "mlp_bias is True"),
     ({"quantization_config": {"bits": 4}}, "quantization_config is"),
     ({"hidden_size": None}, "hidden_size is None; it must be a positive integer"),
+    ({"hidden_size": True}, "hidden_size is True; it must be a positive integer"),
+    ({"num_key_value_heads": "2"}, "num_key_value_heads is '2'; it must be a positive integer"),
+    ({"head_dim": [8]}, r"head_dim is \[8\]; it must be a positive integer"),
+    ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'; it must be true or false"),
+    ({"rms_norm_eps": "small"}, "rms_norm_eps is 'small'; it must be a positive number"),
+    ({"architectures": 3}, "architecture 3 is unknown"),
+    ({"rope_parameters": [1]}, r"RoPE's parameters are \[1\]; they must be an object"),
+    ({"rope_parameters": {"rope_theta": "x"}}, "rope_theta is 'x'; it must be a positive number"),
+    (
+      {"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": True, "layer_types": "x"},
+      "layer_types is 'x'",
+    ),
     ({"rope_parameters": {"rope_type": "yarn"}}, "RoPE scaling 'yarn' is not supported"),
     ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "RoPE scaling 'linear'"),
     ({"rope_parameters": {"rope_type": "dynamic"}}, "RoPE scaling 'dynamic' is not supported"),
@@ -150,6 +162,13 @@ def test_missing_misshapen_and_unknown_tensors_are_named():
   bias = "model.layers.0.self_attn.o_proj.bias"
   with pytest.raises(ValueError, match=rf"tensor '{bias}' \(1 such\) is none of the model"):
     hf.read_params(stored | {bias: np.zeros(32, np.float32)}, config)
+  with pytest.raises(ValueError, match="describes 1000000000 layers, and there are"):
+    hf.read_params(stored, dataclasses.replace(config, num_layers=10**9))
+  made = []
+  wide = dataclasses.replace(config, d_model=2**20)
+  with pytest.raises(ValueError, match=r"embed_tokens\.weight' has the shape"):
+    hf.read_params(stored, wide, lambda shape: made.append(shape))
+  assert not made  # no memory is taken for a size that the files do not have
   # A tied output that is stored again, and buffers of old releases, mean nothing.
   buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32)}
   hf.read_params(stored | buffer | {"lm_head.weight": np.zeros(1, np.float32)}, config)

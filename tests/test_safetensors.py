@@ -1,6 +1,7 @@
 """Safetensors files: what the package of that name reads and writes, and what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -65,6 +66,9 @@ def test_a_truncated_file_is_named(tmp_path):
     ({"dtype": "F8_E4M3"}, "tensor 'b' is F8_E4M3; it must be one of F64, F32, F16, BF16"),
     ({"shape": [6]}, r"tensor 'b' of shape \[6\] .*is not its size"),
     ({"shape": None}, "is no safetensors file"),
+    ({"shape": [-1, -5]}, r"\[-1, -5\] is no list of sizes"),
+    ({"shape": ["a"]}, r"\['a'\] is no list of sizes"),
+    ({"data_offsets": [0, 20]}, "its tensors overlap, or leave bytes between them"),
     ({"data_offsets": [9]}, "is no safetensors file"),
   ],
 )
@@ -90,6 +94,18 @@ def test_an_index_that_does_not_fit_is_refused(tmp_path):
   (tmp_path / ours.INDEX).write_text(json.dumps(index))
   with pytest.raises(ValueError, match="names 'z', which no file holds"):
     ours.open_directory(tmp_path)
+  for name in ("../other.safetensors", "/etc/passwd", "a/b"):
+    index["weight_map"]["z"] = name
+    (tmp_path / ours.INDEX).write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="its files must be beside it"):
+      ours.open_directory(tmp_path)
+  index["weight_map"]["z"] = "again.safetensors"
+  (tmp_path / ours.INDEX).write_text(json.dumps(index))
+  shutil.copy(tmp_path / "model-00001-of-00003.safetensors", tmp_path / "again.safetensors")
+  with pytest.raises(ValueError, match=r"tensor 'a' is in model-00001.* and in a file before it"):
+    ours.open_directory(tmp_path)
+  del index["weight_map"]["z"]
+  (tmp_path / ours.INDEX).write_text(json.dumps(index))
   (tmp_path / "model-00002-of-00003.safetensors").unlink()
   with pytest.raises(ValueError, match=r"model-00002-of-00003\.safetensors is missing"):
     ours.open_directory(tmp_path)

@@ -58,6 +58,28 @@ def test_errors_are_those_of_the_sample():
   assert scores.mean([1.0]).stderr is None
 
 
+GROUPS = ([0.0, 1.0, 1.0, 1.0], [0.0, 0.0], [1.0])
+
+
+def test_errors_of_groups_are_pooled():
+  groups = [[{"acc": value} for value in group] for group in GROUPS]
+  found = scores.summarize_groups("mmlu", groups)["acc"]
+  assert (found.value, found.n) == (pytest.approx(4 / 7), 7)
+  assert found.stderr == pytest.approx(math.sqrt(0.75 / (7 - 3) / 7))  # 0.75: squares within them
+  assert scores.summarize_groups("mmlu", groups[:1]) == scores.summarize("mmlu", groups[0])
+  assert scores.summarize_groups("mmlu", [groups[2], groups[2]])["acc"].stderr is None
+
+
+@pytest.mark.peers
+def test_pooled_errors_are_those_of_the_harness():
+  from lm_eval.api.metrics import pooled_sample_stderr
+
+  parts = [scores.mean(group) for group in GROUPS[:2]]
+  expected = pooled_sample_stderr([part.stderr for part in parts], [part.n for part in parts])
+  groups = [[{"acc": value} for value in group] for group in GROUPS[:2]]
+  assert scores.summarize_groups("mmlu", groups)["acc"].stderr == pytest.approx(expected)
+
+
 def test_bits_per_byte_is_of_all_texts_together():
   columns = [
     {"log_likelihood": -10.0 * math.log(2), "tokens": 5, "words": 2, "bytes": 10},

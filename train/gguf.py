@@ -76,7 +76,10 @@ class File(Mapping[str, np.ndarray]):
     stored = {tensor.name: tensor for tensor in reader.tensors}
     self._rope_factors = stored.pop(ROPE_FACTORS, None)
     self._tensors = {_name(name): tensor for name, tensor in stored.items()}
-    self.config = self._config()
+    try:
+      self.config = self._config()
+    except (TypeError, IndexError) as error:
+      raise ValueError(f"{path}: its fields describe no model: {error}.") from error
 
   def __getitem__(self, name: str) -> np.ndarray:
     tensor = self._tensors[name]
@@ -169,14 +172,31 @@ class File(Mapping[str, np.ndarray]):
         f"{self._path}: its tokenizer ({kind!r}, pre-tokenizer {pre!r}) cannot be converted; known "
         f"are 'gpt2' with {', '.join(_PRE_TOKENIZERS)}. Import the Hugging Face directory instead."
       )
-    names = fields["tokenizer.ggml.tokens"]
+    names = fields.get("tokenizer.ggml.tokens", [])
     if len(names) > self.config["vocab_size"]:
       raise ValueError(
         f"{self._path}: the tokenizer has {len(names)} ids and the embedding "
         f"{self.config['vocab_size']}."
       )
+    try:
+      tokenizer, special = self._tokenizer(names, pre)
+    except Exception as error:  # the library raises no narrower class
+      raise ValueError(f"{self._path}: its tokenizer is damaged: {error!r}.") from error
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+    if template := fields.get("tokenizer.chat_template"):
+      config["chat_template"] = template
+    config["clean_up_tokenization_spaces"] = False
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+  def _tokenizer(self, names: list[str], pre: str) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
+    """The tokenizer, and {"bos_token": name, ...} of its special tokens."""
+    fields = self._fields
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     ids = {name: i for i, name in enumerate(names)}
+    for merge in merges:  # the library ends the program at such a one
+      if len(merge) != 2 or not ids.keys() >= {*merge, "".join(merge)}:
+        raise ValueError(f"the merge {' '.join(merge)!r} is of no two tokens to a third")
     tokenizer = tokenizers.Tokenizer(
       models.BPE(vocab=ids, merges=merges, ignore_merges=pre == "llama-bpe")
     )
@@ -199,12 +219,7 @@ class File(Mapping[str, np.ndarray]):
       tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, ids[bos])]
       )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
-    if template := fields.get("tokenizer.chat_template"):
-      config["chat_template"] = template
-    config["clean_up_tokenization_spaces"] = False
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return tokenizer, special
 
 
 def _split(digits: str):
@@ -231,7 +246,7 @@ _PRE_TOKENIZERS = {
 def _name(name: str) -> str:
   """Hugging Face's name of a tensor; one that is not known stays, and is refused as such."""
   base, _, kind = name.rpartition(".")
-  if base.startswith("blk."):
+  if base.startswith("blk.") and base.count(".") > 1:
     _, layer, part = base.split(".", 2)
     return f"model.layers.{layer}.{NAMES.get(part, part)}.{kind}"
   return f"{NAMES.get(base, base)}.{kind}"

@@ -51,7 +51,7 @@ def data_section(
   Raises:
     ValueError: the tokenizer is damaged, names no end of text, or is larger than the vocabulary.
   """
-  section: dict[str, Any] = {"seq_len": described.get("max_position_embeddings") or 0}
+  section: dict[str, Any] = {"seq_len": hf_config.max_positions(described)}
   file = next((name for name in TOKENIZERS if (side / name).exists()), None)
   if file is None:
     return section
@@ -65,12 +65,12 @@ def data_section(
 def _end_of_text(side: Path, file: str, described: dict[str, Any]) -> str:
   """The name of the token that ends a text, by the tokenizer's config or else the model's."""
   path = side / "tokenizer_config.json"
-  named = hf_config.read_json(path).get("eos_token") if path.exists() else None
+  named = _token(hf_config.read_json(path), "eos") if path.exists() else None
   if named is not None:
-    return named["content"] if isinstance(named, dict) else named
+    return named
   index = described.get("eos_token_id")
-  index = index[0] if isinstance(index, list) else index
-  if file == "tokenizer.json" and index is not None:
+  index = index[0] if isinstance(index, list) and index else index
+  if file == "tokenizer.json" and type(index) is int and index >= 0:
     name = _open(side / file).id_to_token(index)
     if name is not None:
       return name
@@ -80,6 +80,15 @@ def _end_of_text(side: Path, file: str, described: dict[str, Any]) -> str:
     "neither tokenizer_config.json (eos_token) nor config.json (eos_token_id) names the token that "
     "ends a text; add it to one of them."
   )
+
+
+def _token(described: dict[str, Any], role: str) -> str | None:
+  """The name of the token that a tokenizer_config.json gives a role; None where it gives none."""
+  named = described.get(f"{role}_token")
+  named = named.get("content") if isinstance(named, dict) else named
+  if not isinstance(named, str | None):
+    raise ValueError(f"tokenizer_config.json: {role}_token is {named!r}; it must be a text.")
+  return named
 
 
 def _open(path: Path) -> tokenizers.Tokenizer:
@@ -130,8 +139,8 @@ def _special_ids(names: dict[str, Any], folder: Path) -> dict[str, int]:
   file = _open(folder / "tokenizer.json")
   ids = {}
   for role in ("bos", "eos", "pad"):
-    name = names.get(f"{role}_token")
-    index = file.token_to_id(name["content"] if isinstance(name, dict) else name) if name else None
+    name = _token(names, role)
+    index = file.token_to_id(name) if name else None
     if index is not None:
       ids[f"{role}_token_id"] = index
   return ids

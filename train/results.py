@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from data import scores
-from data.scores import Estimate
 from train.suite import Entry, Task
 from train.workdir import write_atomically
 
@@ -106,14 +105,12 @@ def summarize(
     for item in items:
       wider = scores.group_of(item["group"])
       for name in filter(None, (item["group"], wider)):
-        groups.setdefault(name, []).append(item["scores"])
+        groups.setdefault(name, []).append(item)
     counts = {"items": len(items) + sum(task.left_out.values()), "scored": len(items)}
     counts["truncated"] = sum(item["truncated"] > 0 for item in items)
     summary[task.name] = {
-      "metrics": _plain(scores.summarize(kind, [item["scores"] for item in items])),
-      "groups": {
-        name: _plain(scores.summarize(kind, members)) for name, members in sorted(groups.items())
-      },
+      "metrics": _metrics(kind, items),
+      "groups": {name: _metrics(kind, members) for name, members in sorted(groups.items())},
       "counts": counts | task.left_out,
       "items": items,
     }
@@ -132,12 +129,18 @@ def _apart(kind: str, task: Task, items: list, contaminated: Mapping[str, set]) 
   parts: dict[str, list] = {"clean": [], "dirty": []}
   for item in items:
     dirty = (task.name, item["id"]) in contaminated["dirty"]
-    parts["dirty" if dirty else "clean"].append(item["scores"])
-  return {name: _plain(scores.summarize(kind, members)) for name, members in parts.items()}
+    parts["dirty" if dirty else "clean"].append(item)
+  return {name: _metrics(kind, members) for name, members in parts.items()}
 
 
-def _plain(metrics: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
-  return {name: dataclasses.asdict(estimate) for name, estimate in metrics.items()}
+def _metrics(kind: str, items: list) -> dict[str, dict[str, Any]]:
+  """The metrics of items; of several MMLU subjects, with pooled errors."""
+  subjects: dict[str, list] = {}
+  for item in items:
+    subject = item["group"] if scores.group_of(item["group"]) else ""
+    subjects.setdefault(subject, []).append(item["scores"])
+  found = scores.summarize_groups(kind, list(subjects.values()))
+  return {name: dataclasses.asdict(estimate) for name, estimate in found.items()}
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
