@@ -15,7 +15,12 @@ HELD_OUT = "suite.heldout.docs={corpus}/heldout.jsonl"
 PROMPTS = "{sft}/corpus/instructions.jsonl"
 LAPTOP = {
   "pretrain": ("quickstart", "", ("train.steps=600", "checkpoint.every=200", "eval.every=300")),
-  "sft": ("sft", "{pretrain}", ("train.steps=200", "sample.prompts=16")),
+  # Of 60% of the prompts, so that comparisons of the others are left for the reward model.
+  "sft": (
+    "sft",
+    "{pretrain}",
+    ("train.steps=200", "sample.prompts=16", "data.heldout_fraction=0.4"),
+  ),
   "reward": (
     "reward",
     "{sft}",
@@ -41,7 +46,7 @@ LAPTOP = {
       "train.steps=30",
     ),
   ),
-  "calibrate": ("calibrate", "{ppo}", ("documents={corpus}/heldout.jsonl",)),
+  "calibrate": ("calibrate", "{ppo}", ("documents={corpus}/heldout.jsonl", "pairs={reward}")),
   "evaluate_base": ("perplexity", "{pretrain}", (HELD_OUT,)),
   "evaluate": ("perplexity", "{ppo}", (HELD_OUT,)),
 }
@@ -50,7 +55,7 @@ REFERENCE = {
   "sft": ("sft_37b", "{pretrain}", ()),
   "reward": ("reward_37b", "{sft}", ()),
   "ppo": ("ppo_37b", "{sft}", ("reward.models=('{reward}',)",)),
-  "calibrate": ("calibrate", "{ppo}", ("documents=held/*.jsonl",)),
+  "calibrate": ("calibrate", "{ppo}", ("documents=held/*.jsonl", "pairs={reward}")),
   "evaluate": ("evaluate", "{ppo}", ()),
 }
 ORDER = ("pretrain", "sft", "reward", "ppo", "calibrate", "evaluate_base", "evaluate")

@@ -48,6 +48,7 @@ def test_stages_run_in_order_stop_and_go_on(tmp_path):
   names = [Path(arguments[6]).name for arguments in rest]
   assert names == ["reward", "ppo", "calibrate", "evaluate_base", "evaluate"]
   assert f"--config.reward.models=('{tmp_path / 'reward'}',)" in rest[1]
+  assert f"--config.pairs={tmp_path / 'reward'}" in rest[2]
   assert run(tmp_path, []) == (main.DONE, [])
 
 
@@ -93,6 +94,7 @@ def test_every_stage_of_the_reference_plan_parses_and_fits_its_mesh(tmp_path):
   ]  # fmt: skip
   assert parsed["ppo"].reward.models == (places["reward"],)
   assert parsed["evaluate"].run == parsed["calibrate"].run == places["ppo"]
+  assert parsed["calibrate"].pairs == places["reward"]
   for name in ("pretrain", "sft", "reward", "ppo"):
     one = parsed[name]
     mesh = AbstractMesh(dataclasses.astuple(one.mesh.resolve(128)), MESH_AXES)

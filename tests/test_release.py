@@ -96,6 +96,52 @@ def test_figures_are_those_of_the_files(run, tmp_path):
   assert {result["dataset"]["name"] for result in index["results"]} == {*SAFE, "mmlu"}
 
 
+@pytest.mark.parametrize(
+  ("stage", "data", "said"),
+  [
+    (
+      "sft",
+      {"sources": {"main": "embedded", "b": "x.jsonl"}},
+      "- main: `embedded`\n- b: `x.jsonl`",
+    ),
+    (
+      "dpo",
+      {"sources": {"main": {"path": "p.jsonl", "dimension": "harmlessness"}}},
+      "- main: `p.jsonl`, dimension harmlessness",
+    ),
+    ("ppo", {"sources": {}, "path": "asked.jsonl"}, "- prompts: `asked.jsonl`"),
+  ],
+)
+def test_a_later_stage_says_what_it_began_with(run, tmp_path, stage, data, said, capsys):
+  config = json.loads((run / "config.json").read_text())
+  config |= {"stage": stage, "data": config["data"] | data, "train": {"init_from": "runs/before"}}
+  (run / "config.json").write_text(json.dumps(config))
+  lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+  for line in lines:
+    line.pop("skipped", None)  # PPO counts none
+  (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  flags = ["--unsafe", "--watts", "900", "--kg-co2-per-kwh", "0.4"]
+  assert release.main([str(run), str(tmp_path / "out"), *flags]) == 0
+  printed = capsys.readouterr().out
+  assert printed.startswith(f"{tmp_path}/out: LlamaForCausalLM, ") and "releasing" not in printed
+  card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+  assert said in card and "imported" not in card and "not finite" not in card
+  assert "- before it: what `runs/before`, whose weights it began with, was made of" in card
+  assert f"| stage | {stage}; on from the weights of `runs/before`, and what follows is" in card
+  assert '"training_type": "fine-tuning"' in card
+
+
+def test_a_card_of_an_imported_model_says_that_it_was(run, tmp_path):
+  (run / "metrics.jsonl").unlink()
+  config = json.loads((run / "config.json").read_text())
+  del config["data"]["sources"], config["compute"]
+  (run / "config.json").write_text(json.dumps(config))
+  assert release.main([str(run), str(tmp_path / "out"), "--unsafe"]) == 0
+  card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+  assert "not recorded: the model was imported." in card
+  assert "how it was trained is in no file here" in card and "device-hours" not in card
+
+
 def test_evaluations_of_other_weights_are_refused(run, tmp_path, capsys):
   other = evaluation(tmp_path / "other", run, *SAFE, step=2)
   assert release.main([str(run), str(tmp_path / "out"), "--evaluation", other]) == 2

@@ -86,8 +86,10 @@ def export_run(
   which: str | None = None,
   step: int | None = None,
   shard_bytes: int = SHARD_BYTES,
-) -> None:
+) -> str:
   """Writes a directory that `transformers` loads: config, weights, tokenizer, generation config.
+
+  Returns what was written, in words.
 
   Args:
     run: a run's folder, or one that `import_model` wrote.
@@ -104,9 +106,7 @@ def export_run(
   config = parse(ModelConfig, recipe["model"], "config.model")
   if recipe.get("stage") in ("reward", "reward-model"):
     with _new_folder(out) as folder:
-      said = write_scorer(run, folder, shard_bytes)
-    print(f"{out}: {said}")
-    return
+      return write_scorer(run, folder, shard_bytes)
   if which is None:
     which = "average" if recipe.get("average", {}).get("fraction") else "raw"
   data = recipe.get("data", {})
@@ -132,8 +132,8 @@ def export_run(
     _require_same("what was written, read back", _logits(params, ids, written), expected)
     difference = _compare_with_transformers(folder, ids, lambda: expected)
   peer = "not installed" if difference is None else f"{difference:.1e}"
-  print(
-    f"{out}: {described['architectures'][0]}, {_millions(config)}M parameters, {which} weights; "
+  return (
+    f"{described['architectures'][0]}, {_millions(config)}M parameters, {which} weights; "
     f"read back with the same logits (transformers: {peer})"
   )
 
@@ -226,7 +226,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.command == "import":
       import_model(arguments.source, arguments.out)
     else:
-      export_run(arguments.run, arguments.out, which=arguments.weights, step=arguments.step)
+      said = export_run(arguments.run, arguments.out, which=arguments.weights, step=arguments.step)
+      print(f"{arguments.out}: {said}")
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

@@ -37,11 +37,11 @@ class Facts:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """How a run was trained, from its metrics.jsonl."""
+  """How a run was trained, from its metrics.jsonl; `skipped` is None where a stage counts none."""
 
   steps: int
   tokens: float
-  skipped: int
+  skipped: int | None
   seconds: float
   devices: int
   hardware: str
@@ -65,7 +65,7 @@ def read_training(run: Run, step: int) -> Training | None:
   return Training(
     steps=steps[-1]["step"],
     tokens=steps[-1]["tokens"],
-    skipped=steps[-1]["skipped"],
+    skipped=steps[-1].get("skipped"),
     seconds=math.fsum(line["step_time"] for line in steps),
     devices=int(peaks[-1]["devices"]) if peaks else 1,
     hardware=str(peaks[-1]["source"]) if peaks else NOT_RECORDED,
@@ -102,7 +102,7 @@ def card(
   safety = {task: found for task, found in tasks.items() if task in SAFETY}
   quality = {task: found for task, found in tasks.items() if task not in SAFETY}
   parts = [
-    _header(name, tasks, training, facts, energy),
+    _header(name, run, tasks, training, facts, energy),
     f"# {name}",
     f"A decoder language model of {parameters / 1e6:,.1f}M parameters, {weights['weights']} "
     f"weights of step {weights['step']:,}, made with Straits.",
@@ -133,7 +133,7 @@ def _energy(training: Training | None, facts: Facts) -> dict[str, float]:
   return found
 
 
-def _header(name, tasks, training, facts: Facts, energy) -> str:
+def _header(name, run: Run, tasks, training, facts: Facts, energy) -> str:
   """The YAML between dashes, of JSON values, which YAML reads."""
   header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
   if facts.license is not None:
@@ -143,7 +143,7 @@ def _header(name, tasks, training, facts: Facts, energy) -> str:
     header["co2_eq_emissions"] = {
       "emissions": round(1000 * energy["kg_co2"], 3),
       "source": "device-hours x watts x grid factor",
-      "training_type": "pre-training",
+      "training_type": "fine-tuning" if _began_as(run) else "pre-training",
       "geographical_location": facts.country or NOT_RECORDED,
       "hardware_used": f"{training.devices} x {training.hardware}",
     }
@@ -169,13 +169,25 @@ def _benchmark(task: str) -> str:
   return form.benchmark if form else "heldout"
 
 
+def _began_as(run: Run) -> str | None:
+  """The folder whose weights the run began with."""
+  return run.recipe.get("train", {}).get("init_from")
+
+
 def _data(run: Run) -> str:
   data = run.recipe["data"]
-  lines = [
-    f"- {name}: `{source['path']}`, weight {source['weight']}"
-    for name, source in data.get("sources", {}).items()
-  ]
-  lines = lines or ["- not recorded: the model was imported."]
+  lines = []
+  for name, source in data.get("sources", {}).items():
+    source = source if isinstance(source, dict) else {"path": source}
+    rest = [f"{key} {source[key]}" for key in ("weight", "dimension") if key in source]
+    lines.append(f"- {name}: " + ", ".join([f"`{source['path']}`", *rest]))
+  if "path" in data:
+    lines.append(f"- prompts: `{data['path']}`")
+  if not lines:
+    imported = run.recipe.get("stage") == "import"
+    lines = [f"- {NOT_RECORDED}" + (": the model was imported." if imported else ".")]
+  if _began_as(run):
+    lines.append(f"- before it: what `{_began_as(run)}`, whose weights it began with, was made of")
   lines.append(f"- tokenizer: {run.model.vocab_size:,} entries in the vocabulary")
   return "\n".join(lines)
 
@@ -183,8 +195,11 @@ def _data(run: Run) -> str:
 def _training(run: Run, training: Training | None, facts: Facts, energy) -> str:
   if training is None:
     return "The model was imported; how it was trained is in no file here."
+  skipped = "" if training.skipped is None else f" ({training.skipped:,} skipped as not finite)"
+  before = f"; on from the weights of `{_began_as(run)}`, and what follows is this stage's alone"
   rows = {
-    "steps": f"{training.steps:,} ({training.skipped:,} skipped as not finite)",
+    "stage": run.recipe["stage"] + (before if _began_as(run) else ""),
+    "steps": f"{training.steps:,}{skipped}",
     "tokens": f"{training.tokens:,.0f}",
     "precision": run.recipe["compute"]["dtype"],
     "context": f"{run.max_length:,} tokens",

@@ -165,9 +165,11 @@ def table(workdir: Path, order: tuple[str, ...]) -> list[dict[str, Any]]:
     for key in ("reward", "kl", "length", *(k for k in first if k.startswith("reward/"))):
       row("ppo", key, first[key], last[key])
   if "calibrate" in order:
-    report = json.loads((workdir / "calibrate" / "calibration.json").read_text())["next_token"]
-    for key in ("nll", "ece"):
-      row("calibrate", f"next token, {key}", report["before"][key], report["after"][key])
+    report = json.loads((workdir / "calibrate" / "calibration.json").read_text())
+    for name in ("next_token", "reward_pairs"):
+      for key in ("nll", "ece"):
+        before, after = (report[name][when][key] for when in ("before", "after"))
+        row("calibrate", f"{name.replace('_', ' ')}, {key}", before, after)
   if "evaluate_base" in order:
     base, final = (
       json.loads((workdir / name / "eval.json").read_text())["tasks"]

@@ -74,12 +74,12 @@ def release(
   partial = out.with_name(f".{out.name}.releasing")
   shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
   try:
-    export_run(folder, partial, which=which, step=step)
+    said = export_run(folder, partial, which=which, step=step)
     write_atomically(partial / CARD, text)
     partial.rename(out)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
-  print(f"{out}: {CARD} and the weights" + (", without safety results" if missing else ""))
+  print(f"{out}: {said}; {CARD}" + (", without safety results" if missing else ""))
 
 
 def main(argv: Sequence[str]) -> int:
