@@ -14,6 +14,8 @@ from ml_collections import config_flags
 from configs import pipeline as recipes
 from configs import ppo_37b, reward_37b, sft_37b
 from data import comparisons
+from data.conversations import prompt_text
+from data.heldout import is_held_out
 from model.sharding import MESH_AXES
 from train import loop, main, pipeline, ppo
 
@@ -126,3 +128,16 @@ def test_embedded_comparisons_speak_of_three_dimensions(tmp_path):
   assert {name: said.count(name) > 50 for name in set(said)} == {
     "helpfulness": True, "harmlessness": True, "honesty": True,
   }  # fmt: skip
+
+
+def test_fine_tuning_leaves_comparisons_to_the_reward_model():
+  """Prompts are held out by one hash, and the reward model learns of none that it has seen."""
+  (fraction,) = (
+    float(change.partition("=")[2])
+    for change in recipes.get_config().stages.sft.changes
+    if change.startswith("data.heldout_fraction=")
+  )
+  prompts = [[{"role": "user", "content": row["prompt"]}] for row in comparisons.comparisons()]
+  unseen = [text for text in map(prompt_text, prompts) if is_held_out(text, fraction)]
+  held_out = [text for text in unseen if is_held_out(text, 0.1)]  # of configs/reward.py
+  assert len(unseen) - len(held_out) > 800 and len(held_out) > 200
