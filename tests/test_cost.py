@@ -11,7 +11,7 @@ import pytest
 from tests import tiny
 from train import hlo, plan
 from train.cluster import load_cluster, read_cluster
-from train.cost import Gemm, Traffic, collective_seconds, gemm_seconds
+from train.cost import Gemm, Traffic, collective_seconds, gemm_seconds, traffic
 from train.schedule import estimate, sensitivity
 
 FIXTURE = Path(__file__).parent / "fixtures" / "hlo_16xh100.txt"
@@ -145,6 +145,21 @@ def test_collectives_by_link_size_and_latency(cluster):
     2 * (7 * 1.9e-6 + 9 * 4e-6) + 2e-6, rel=1e-3
   )
   assert seconds("all-gather", gib, 1, 1) == 0
+
+
+def test_a_started_all_reduce_counts_once_with_or_without_its_operands_in_its_type():
+  """jax 0.10's XLA leaves them out, 0.12's has them, as of the other collectives."""
+  sizes = []
+  for kind in ("f32[512]{0}", "((f32[512]{0}), f32[512]{0})"):
+    text = f"""HloModule m
+
+ENTRY %main (a: f32[512]) -> f32[512] {{
+  %a = f32[512]{{0}} parameter(0)
+  ROOT %start = {kind} all-reduce-start(%a), replica_groups={{{{0,1,2,3,4,5,6,7}}}}
+}}"""
+    start = hlo.parse(text).entry.root
+    sizes.append(traffic(start, {"data": 1, "fsdp": 8}, 8).nbytes)
+  assert sizes == [2048, 2048]
 
 
 def test_more_of_an_efficiency_is_never_slower(module, cluster):

@@ -52,7 +52,7 @@ def traffic(instruction: Instruction, mesh_shape: Mapping[str, int], gpus_a_node
   axes = [n for n, c in zip(mesh_shape, coordinates, strict=True) if len(set(c.tolist())) > 1]
   nodes = len(set((group // gpus_a_node).tolist()))
   arrays, op = instruction.arrays, instruction.collective
-  if instruction.opcode.endswith("-start") and op != "all-reduce":
+  if instruction.opcode.endswith("-start") and len(arrays) > len(instruction.operands):
     half = len(arrays) // 2  # operands, then results
     nbytes = max(sum(a.nbytes for a in arrays[:half]), sum(a.nbytes for a in arrays[half:]))
   else:
