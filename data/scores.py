@@ -340,8 +340,3 @@ CHOICES: dict[str, Callable[[Form, Item, Sequence[float]], Scores]] = {
 def group_of(subject: str) -> str:
   """The group of an MMLU subject; empty for one that has none."""
   return next((name for name, subjects in GROUPS.items() if subject in subjects.split()), "")
-
-
-def paired_difference(first: Mapping[str, float], second: Mapping[str, float]) -> Estimate:
-  """The mean of second - first over the items, by id, that both have, with its paired error."""
-  return mean([second[name] - first[name] for name in first.keys() & second.keys()])

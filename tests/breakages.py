@@ -1137,9 +1137,21 @@ BREAKAGES = (
   ),
   Breakage(
     "shot-order", "train/suite.py",
-    "!= same][:count]", "!= same][-count:]",
-    "the last examples of the file stand before a question",
+    "!= same][:count]", "!= same][:count][::-1]",
+    "the examples stand before a question in the reverse order of the file",
     "tests/test_evaluate.py::test_items_and_metrics_are_those_of_the_harness",
+  ),
+  Breakage(
+    "pooled-error", "data/scores.py",
+    "(p.n - 1) * p.n * p.stderr**2", "p.n * p.n * p.stderr**2",
+    "a subject's deviation counts for its mean too",
+    "tests/test_scores.py::test_errors_of_groups_are_pooled",
+  ),
+  Breakage(
+    "shard-elsewhere", "model/safetensors.py",
+    "if not isinstance(file, str) or Path(file).name != file:", "if not isinstance(file, str):",
+    "an index names files outside of its folder, and they are read",
+    "tests/test_safetensors.py::test_an_index_that_does_not_fit_is_refused",
   ),
   Breakage(
     "fewer-shots", "train/suite.py",

@@ -117,12 +117,18 @@ def test_truthfulqa_generation_prefers_the_true_reference():
 def test_a_comparison_is_paired():
   """The error of the difference is that of the items' differences, not of two samples."""
 
-  def side(values):
-    items = [{"id": str(i), "scores": {"acc": v}} for i, v in enumerate(values)]
+  def side(values, groups=("",) * 4):
+    items = [
+      {"id": str(i), "group": group, "scores": {"acc": v}}
+      for i, (v, group) in enumerate(zip(values, groups, strict=False))
+    ]
     return {"tasks": {"piqa": {"items": items}}}
 
   table = compare.compare(side([0, 1, 1, 0]), side([0, 1, 1, 1]))
   assert "75.00" in table
   assert f"25.00 ± {100 * np.std([0, 0, 0, 1], ddof=1) / 2:.2f}" in table
+  subjects = ("anatomy", "anatomy", "virology", "virology")  # within them nothing differs
+  table = compare.compare(side([0, 0, 1, 1], subjects), side([0, 0, 0, 0], subjects))
+  assert "50.00 ± 0.00" in table and "-50.00 ± 0.00" in table
   with pytest.raises(ValueError, match="no task in common"):
     compare.compare(side([1]), {"tasks": {}})

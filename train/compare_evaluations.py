@@ -34,17 +34,16 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     for side in (first, second):
       sides.append({item["id"]: item["scores"] for item in side["tasks"][name]["items"]})
     common = sides[0].keys() & sides[1].keys()
+    items = [item for item in first["tasks"][name]["items"] if item["id"] in common]
     if not common:
       raise ValueError(f"the two evaluations have no item of {name} in common.")
     label = name
     for metric in [m for m in next(iter(sides[0].values())) if m not in _PARTS]:
       a, b = ({i: side[i][metric] for i in common} for side in sides)
-      difference = scores.paired_difference(a, b)
-      means = [scores.mean(list(x.values())) for x in (a, b)]
-      shown = [
-        results.shown(metric, {"value": e.value, "stderr": e.stderr}) for e in (*means, difference)
-      ]
-      rows.append((label, metric, *shown, f"{difference.n:,}"))
+      values = (a, b, {i: b[i] - a[i] for i in common})
+      estimates = [_mean(items, x) for x in values]
+      shown = [results.shown(metric, {"value": e.value, "stderr": e.stderr}) for e in estimates]
+      rows.append((label, metric, *shown, f"{len(common):,}"))
       label = ""
   widths = [max(len(row[i]) for row in rows) for i in range(6)]
   return "\n".join(
@@ -54,6 +53,12 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     ).rstrip()
     for row in rows
   )
+
+
+def _mean(items: Sequence[Mapping[str, Any]], values: Mapping[str, float]) -> scores.Estimate:
+  """The mean of values by items' ids, with the error that an evaluation of them has."""
+  groups = [[{"": values[i["id"]]} for i in group] for group in results.by_subject(items)]
+  return scores.summarize_groups("", groups)[""]
 
 
 def main(argv: Sequence[str]) -> int:

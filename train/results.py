@@ -133,13 +133,19 @@ def _apart(kind: str, task: Task, items: list, contaminated: Mapping[str, set]) 
   return {name: _metrics(kind, members) for name, members in parts.items()}
 
 
-def _metrics(kind: str, items: list) -> dict[str, dict[str, Any]]:
-  """The metrics of items; of several MMLU subjects, with pooled errors."""
+def by_subject(items: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+  """Items by their MMLU subject; those of other sets together."""
   subjects: dict[str, list] = {}
   for item in items:
     subject = item["group"] if scores.group_of(item["group"]) else ""
-    subjects.setdefault(subject, []).append(item["scores"])
-  found = scores.summarize_groups(kind, list(subjects.values()))
+    subjects.setdefault(subject, []).append(item)
+  return list(subjects.values())
+
+
+def _metrics(kind: str, items: list) -> dict[str, dict[str, Any]]:
+  """The metrics of items; of several MMLU subjects, with pooled errors."""
+  groups = [[item["scores"] for item in group] for group in by_subject(items)]
+  found = scores.summarize_groups(kind, groups)
   return {name: dataclasses.asdict(estimate) for name, estimate in found.items()}
 
 
