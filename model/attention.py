@@ -20,6 +20,7 @@ import functools
 import logging
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from model.attention_chunked import chunked_attention
@@ -29,7 +30,7 @@ from model.attention_reference import causal_segment_mask, masked_attention, xla
 from model.config import ATTENTION_IMPLEMENTATIONS
 from model.sharding import BATCH_AXES
 
-__all__ = ["attention", "causal_segment_mask", "masked_attention"]
+__all__ = ["attention", "causal_segment_mask", "masked_attention", "platform"]
 
 # Queries of a chunk: blocks that stay in a core's cache, blocks that outlast a GPU kernel's launch.
 CHUNK = {"cpu": 64, "gpu": 512}
@@ -43,6 +44,7 @@ def attention(
   v_BLGK: jax.Array,
   segment_ids_BL: jax.Array,
   *,
+  first: int = 0,
   implementation: str = "auto",
   sliding_window: int | None = None,
   logit_softcap: float | None = None,
@@ -50,24 +52,33 @@ def attention(
 ) -> jax.Array:
   """Causal grouped-query attention inside each segment of packed rows, [B,L,N,K] like q.
 
-  N is a multiple of G. Segment ids are int32, each segment contiguous, 0 for padding.
+  N is a multiple of G. Segment ids are int32, each segment contiguous, 0 for padding. Queries may
+  be those of a part of each row: the tokens from the one with index `first`.
   `sliding_window` w keeps the keys in (i - w, i]; `logit_softcap` c turns logits x into
   c tanh(x / c); `max_segments`, a bound on the documents of a row, is for cudnn alone. Under
   `jax.set_mesh` rows are split over (data, fsdp), queries over context and heads over tensor; over
   context keys, values and ids are gathered. Raises ValueError where the implementation lacks an
   option, or a size is not divisible by its part of the mesh.
   """
-  _check(q_BLNK, k_BLGK, v_BLGK, segment_ids_BL, implementation)
+  _check(q_BLNK, k_BLGK, v_BLGK, segment_ids_BL, first, implementation)
   mesh = jax.sharding.get_abstract_mesh()
   context = mesh.shape.get("context", 1)
-  kernel = _kernel(implementation, mesh, q_BLNK, sliding_window, logit_softcap, max_segments)
+  B, M = segment_ids_BL.shape
+  q_BMNK = jax.ShapeDtypeStruct((B, M, *q_BLNK.shape[2:]), q_BLNK.dtype)
+  kernel = _kernel(implementation, mesh, q_BMNK, sliding_window, logit_softcap, max_segments)
+  assert q_BLNK.shape[1] == M or context == 1, "a row over devices is whole"
+
+  def whole(q_BLNK, k_BLGK, v_BLGK, ids_BL):
+    q_ids_BL = ids_BL[:, first : first + q_BLNK.shape[1]]
+    return kernel(q_BLNK, k_BLGK, v_BLGK, q_ids_BL, ids_BL, q_offset=first)
+
   if mesh.size <= 1:
-    return kernel(q_BLNK, k_BLGK, v_BLGK, segment_ids_BL, segment_ids_BL, q_offset=0)
+    return whole(q_BLNK, k_BLGK, v_BLGK, segment_ids_BL)
   _check_divisible(mesh, q_BLNK, k_BLGK)
 
   def local(q_BLNK, k_BLGK, v_BLGK, ids_BL):
     if context == 1:
-      return kernel(q_BLNK, k_BLGK, v_BLGK, ids_BL, ids_BL, q_offset=0)
+      return whole(q_BLNK, k_BLGK, v_BLGK, ids_BL)
     k_BMGK, v_BMGK, ids_BM = (
       jax.lax.all_gather(x, "context", axis=1, tiled=True) for x in (k_BLGK, v_BLGK, ids_BL)
     )
@@ -81,15 +92,15 @@ def attention(
   )(q_BLNK, k_BLGK, v_BLGK, segment_ids_BL)
 
 
-def _kernel(implementation, mesh, q_BLNK, sliding_window, logit_softcap, max_segments):
+def _kernel(implementation, mesh, q_BMNK, sliding_window, logit_softcap, max_segments):
   """The chosen kernel, of (q, k, v, query ids, key ids, q_offset)."""
   platform, capability = _device(mesh)
   target = {"platform": platform, "capability": capability, "context": mesh.shape.get("context", 1)}
   options = {"sliding_window": sliding_window, "logit_softcap": logit_softcap}
   refusals = {
-    "pallas": pallas_refusal(q_BLNK, **target, **options),
+    "pallas": pallas_refusal(q_BMNK, **target, **options),
     "cudnn": cudnn_refusal(
-      q_BLNK,
+      q_BMNK,
       **target,
       logit_softcap=logit_softcap,
       max_segments=max_segments,
@@ -98,7 +109,7 @@ def _kernel(implementation, mesh, q_BLNK, sliding_window, logit_softcap, max_seg
   }
   chunk = CHUNK.get(platform, CHUNK["gpu"])
   if implementation == "auto":
-    short = "xla" if q_BLNK.shape[1] <= SHORT.get(platform, SHORT["gpu"]) else "chunked"
+    short = "xla" if q_BMNK.shape[1] <= SHORT.get(platform, SHORT["gpu"]) else "chunked"
     implementation = "pallas" if platform == "gpu" and not refusals["pallas"] else short
   if refusals.get(implementation):
     raise ValueError(
@@ -116,7 +127,20 @@ def _kernel(implementation, mesh, q_BLNK, sliding_window, logit_softcap, max_seg
     local = functools.partial(
       cudnn_attention, max_segments=max_segments, sliding_window=sliding_window
     )
-  return lambda q, k, v, ids, kv_ids, q_offset: local(q, k, v, ids)
+
+  def of_whole_rows(q_BLNK, k_BMGK, v_BMGK, q_ids_BL, ids_BM, q_offset):
+    length, rest = q_BLNK.shape[1], ids_BM.shape[1] - q_BLNK.shape[1]
+    if not rest:
+      return local(q_BLNK, k_BMGK, v_BMGK, ids_BM)
+    q_BMNK = jnp.pad(q_BLNK, [(0, 0), (q_offset, rest - q_offset), (0, 0), (0, 0)])
+    return local(q_BMNK, k_BMGK, v_BMGK, ids_BM)[:, q_offset : q_offset + length]
+
+  return of_whole_rows
+
+
+def platform() -> str:
+  """That of the devices that a traced function is for, as jax names it."""
+  return _device(jax.sharding.get_abstract_mesh())[0]
 
 
 def _device(mesh) -> tuple[str, float]:
@@ -127,22 +151,27 @@ def _device(mesh) -> tuple[str, float]:
   return device.platform, float(getattr(device, "compute_capability", 0))
 
 
-def _check(q_BLNK, k_BLGK, v_BLGK, segment_ids_BL, implementation):
+def _check(q_BLNK, k_BLGK, v_BLGK, segment_ids_BL, first, implementation):
   if implementation not in ATTENTION_IMPLEMENTATIONS:
     raise ValueError(
       f"attention implementation is {implementation!r}; choose one of "
       f"{', '.join(ATTENTION_IMPLEMENTATIONS)}."
     )
   B, L, N, K = q_BLNK.shape
-  G = k_BLGK.shape[2]
-  if k_BLGK.shape != (B, L, G, K) or v_BLGK.shape != k_BLGK.shape or N % G:
+  M, G = k_BLGK.shape[1:3]
+  if k_BLGK.shape != (B, M, G, K) or v_BLGK.shape != k_BLGK.shape or N % G:
     raise ValueError(
       f"attention got q {q_BLNK.shape}, k {k_BLGK.shape}, v {v_BLGK.shape}; it takes q [B,L,N,K] "
-      "and k, v [B,L,G,K] with N a multiple of G."
+      "and k, v [B,M,G,K] with N a multiple of G."
     )
-  if segment_ids_BL.shape != (B, L):
+  if first + L > M:
     raise ValueError(
-      f"attention got segment ids {segment_ids_BL.shape} for rows of {(B, L)}; they are [B,L]."
+      f"attention got queries of {L} tokens from token {first}, but keys of {M}; a query's own "
+      "token is among the keys."
+    )
+  if segment_ids_BL.shape != (B, M):
+    raise ValueError(
+      f"attention got segment ids {segment_ids_BL.shape} for rows of {(B, M)}; they are [B,M]."
     )
   if not q_BLNK.dtype == k_BLGK.dtype == v_BLGK.dtype:
     raise ValueError(

@@ -57,6 +57,7 @@ def token_values(
   mask_BL: jax.Array,
   config: ModelConfig,
   compute: ComputeConfig,
+  wanted: tuple[int, int] | None = None,
 ) -> jax.Array:
   """fp32 values [B,L,S] at every token of rows that are padded left, right or both.
 
@@ -64,10 +65,13 @@ def token_values(
     params: of `scorer_specs`.
     tokens_BL: int32 ids.
     mask_BL: 1 at real tokens, 0 at padding, where what comes out means nothing.
+    wanted: the part of each row whose values are wanted; see `hidden_states`.
   """
   segment_ids_BL = (mask_BL > 0).astype(jnp.int32)
   positions_BL = jnp.maximum(jnp.cumsum(segment_ids_BL, axis=1) - 1, 0)
-  hidden_BLD = hidden_states(params, tokens_BL, segment_ids_BL, positions_BL, config, compute)
+  hidden_BLD = hidden_states(
+    params, tokens_BL, segment_ids_BL, positions_BL, config, compute, wanted
+  )
   return apply(params, hidden_BLD)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from model.attention import attention
+from model.attention import attention, platform
 from model.config import ComputeConfig, ModelConfig, RopeScaling
 from model.sharding import constrain
 
@@ -117,8 +117,16 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
   return keep * freqs + (1 - keep) * freqs / scaling.factor
 
 
-def rope_turns(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
-  """The cosine and sine of RoPE's angles at positions of any shape, fp32 [..., head_dim / 2]."""
+def rope_turns(
+  positions: jax.Array, config: ModelConfig, below: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """The cosine and sine of RoPE's angles at positions of any shape, fp32 [..., head_dim / 2].
+
+  Where all positions are `below` a number, a CPU reads them from a table: XLA would compute them
+  again in every fusion that they go into, for every head of every layer.
+  """
+  if below is not None and platform() == "cpu":
+    return tuple(table_MF[positions] for table_MF in rope_turns(jnp.arange(below), config))
   freqs = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
   angles = positions[..., None].astype(jnp.float32) * freqs.reshape((1,) * positions.ndim + (-1,))
   return jnp.cos(angles), jnp.sin(angles)
@@ -143,28 +151,36 @@ def rotate(
   return (rotated * inverse_BLN1).astype(x_BLNK.dtype)
 
 
-def qkv(params, x_BLD, positions_BL, config: ModelConfig, compute: ComputeConfig):
-  """Query [B,L,N,K], key and value [B,L,G,K] of a layer, rotated (and normed) for attention."""
+def part(x_BL: jax.Array, wanted: tuple[int, int] | None) -> jax.Array:
+  """Of [B,L,...] the tokens from the first of `wanted` to before the second; None for all."""
+  return x_BL if wanted is None else x_BL[:, wanted[0] : wanted[1]]
+
+
+def qkv(params, x_BLD, turns_BLF, config: ModelConfig, compute: ComputeConfig, wanted=None):
+  """Query [B,L,N,K], key and value [B,L,G,K] of a layer, rotated (and normed) for attention.
+
+  `turns_BLF` are `rope_turns` of the tokens' positions. The queries are those of the tokens that
+  are `wanted`, as of `part`.
+  """
   project_qkv = _fused_qkv if compute.fuse_qkv else _separate_qkv
-  turns_BLF = rope_turns(positions_BL, config)
-  return finish_qkv(params, *project_qkv(params, x_BLD, compute), turns_BLF, config)
+  return finish_qkv(params, *project_qkv(params, x_BLD, compute, wanted), turns_BLF, config, wanted)
 
 
 # Both name what they give as it leaves the matrix unit: the backward pass of the norms needs what
 # went into them.
-def _separate_qkv(params, x_BLD, compute: ComputeConfig):
-  def one(name, subscripts, heads):
+def _separate_qkv(params, x_BLD, compute: ComputeConfig, wanted):
+  def one(name, subscripts, heads, x_BLD):
     out_BLHK = linear(params, name, subscripts, x_BLD, compute)
     return checkpoint_name(constrain(out_BLHK, "batch", "length", heads, None), "qkv")
 
   return (
-    one("query_DNK", "BLD,DNK->BLNK", "heads"),
-    one("key_DGK", "BLD,DGK->BLGK", "kv_heads"),
-    one("value_DGK", "BLD,DGK->BLGK", "kv_heads"),
+    one("query_DNK", "BLD,DNK->BLNK", "heads", part(x_BLD, wanted)),
+    one("key_DGK", "BLD,DGK->BLGK", "kv_heads", x_BLD),
+    one("value_DGK", "BLD,DGK->BLGK", "kv_heads", x_BLD),
   )
 
 
-def _fused_qkv(params, x_BLD, compute: ComputeConfig):
+def _fused_qkv(params, x_BLD, compute: ComputeConfig, wanted):
   names = ("query_DNK", "key_DGK", "value_DGK")
   weight_DGHK = in_groups(*(params[name] for name in names))
   out_BLGHK = project("BLD,DGHK->BLGHK", x_BLD, weight_DGHK, compute)
@@ -173,36 +189,51 @@ def _fused_qkv(params, x_BLD, compute: ComputeConfig):
   )
   *_, heads, head_dim = out_BLGHK.shape
   parts = jax.lax.split(out_BLGHK, (heads - 2, 1, 1), axis=3)  # transposed, one concatenation
-  parts = (part.reshape(*x_BLD.shape[:2], -1, head_dim) for part in parts)
-  return tuple(
-    adapted(part, params, name, "BLD,DHK->BLHK", x_BLD, compute)
-    for part, name in zip(parts, names, strict=True)
+  parts = (x.reshape(*x_BLD.shape[:2], -1, head_dim) for x in parts)
+  query_BLNK, key_BLGK, value_BLGK = (
+    adapted(out_BLHK, params, name, "BLD,DHK->BLHK", x_BLD, compute)
+    for out_BLHK, name in zip(parts, names, strict=True)
   )
+  return part(query_BLNK, wanted), key_BLGK, value_BLGK
 
 
-def finish_qkv(params, query_BLNK, key_BLGK, value_BLGK, turns_BLF, config: ModelConfig):
+def finish_qkv(
+  params, query_BLNK, key_BLGK, value_BLGK, turns_BLF, config: ModelConfig, wanted=None
+):
   """Biases, norms and rotation, by `rope_turns`, of what the projections give."""
   if config.qkv_bias:
     query_BLNK = add_bias(query_BLNK, params["query_bias_NK"])
     key_BLGK = add_bias(key_BLGK, params["key_bias_GK"])
     value_BLGK = add_bias(value_BLGK, params["value_bias_GK"])
   norms = (params["query_norm_K"], params["key_norm_K"]) if config.qk_norm else (None, None)
-  query_BLNK = rotate(query_BLNK, turns_BLF, norms[0], config.norm_eps)
+  query_turns_BLF = tuple(part(turn_BLF, wanted) for turn_BLF in turns_BLF)
+  query_BLNK = rotate(query_BLNK, query_turns_BLF, norms[0], config.norm_eps)
   key_BLGK = rotate(key_BLGK, turns_BLF, norms[1], config.norm_eps)
   return query_BLNK, key_BLGK, value_BLGK
 
 
 def attention_block(
-  params, x_BLD, segment_ids_BL, positions_BL, config: ModelConfig, compute: ComputeConfig
+  params,
+  x_BLD,
+  segment_ids_BL,
+  positions_BL,
+  config: ModelConfig,
+  compute: ComputeConfig,
+  wanted: tuple[int, int] | None = None,
 ):
-  """Pre-norm grouped-query self-attention, without the residual: [B,L,D] -> [B,L,D]."""
+  """Pre-norm grouped-query self-attention, without the residual: [B,L,D] -> [B,L,D].
+
+  Of the tokens that are `wanted` alone, as of `part`, where that is given.
+  """
   x_BLD = checkpoint_name(rms_norm(x_BLD, params["norm_D"], config.norm_eps), "attention_norm")
-  query_BLNK, key_BLGK, value_BLGK = qkv(params, x_BLD, positions_BL, config, compute)
+  turns_BLF = rope_turns(positions_BL, config, below=positions_BL.shape[1])
+  query_BLNK, key_BLGK, value_BLGK = qkv(params, x_BLD, turns_BLF, config, compute, wanted)
   out_BLNK = attention(
     query_BLNK,
     key_BLGK,
     value_BLGK,
     segment_ids_BL,
+    first=0 if wanted is None else wanted[0],
     implementation=compute.attention,
     sliding_window=config.sliding_window,
     logit_softcap=config.attention_softcap,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from model.attention_reference import MASKED
 from model.config import ComputeConfig, ModelConfig
-from model.layers import attention_output, qkv, rms_norm, swiglu_block
+from model.layers import attention_output, qkv, rms_norm, rope_turns, swiglu_block
 from model.sampling import likeliest
 from model.sharding import constrain
 from model.transformer import embed, logits, run_layers
@@ -98,7 +98,8 @@ def tree_states(
     layer_params, k_PGK, v_PGK = inputs
     block = layer_params["attention"]
     normed_BLD = rms_norm(x_BLD, block["norm_D"], config.norm_eps)
-    q_BLNK, k_BLGK, v_BLGK = qkv(block, normed_BLD, trees.positions, config, compute)
+    turns_BLF = rope_turns(trees.positions, config)
+    q_BLNK, k_BLGK, v_BLGK = qkv(block, normed_BLD, turns_BLF, config, compute)
     out_BLNK = _tree_attention(
       q_BLNK, k_BLGK, v_BLGK, k_PGK, v_PGK, seen_BLM, seen_BLP, config.attention_softcap
     )

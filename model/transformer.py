@@ -1,10 +1,12 @@
 """The decoder: embedding, a stack of layers (scanned or unrolled), final norm, logits."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from model.config import ComputeConfig, ModelConfig
-from model.layers import attention_block, project, rms_norm, swiglu_block
+from model.layers import attention_block, part, project, rms_norm, swiglu_block
 from model.sharding import constrain
 
 
@@ -36,6 +38,7 @@ def hidden_states(
   positions_BL: jax.Array,
   config: ModelConfig,
   compute: ComputeConfig,
+  wanted: tuple[int, int] | None = None,
 ) -> jax.Array:
   """Final normed hidden states [B,L,D] of packed rows, in the compute dtype.
 
@@ -43,10 +46,12 @@ def hidden_states(
     params: the tree of `model.params.param_specs(config)`, fp32.
     tokens_BL, segment_ids_BL, positions_BL: int32 [B,L], as `data.batch` documents them.
     config, compute: the architecture, and how to compute it.
+    wanted: the first token of each row whose hidden state is wanted, and the one after the last;
+      None for all. In line, the last layer does no more for the others than their keys and values.
   """
   with jax.named_scope("embed"):
     x_BLD = embed(params, tokens_BL, compute)
-  return decode(params, x_BLD, segment_ids_BL, positions_BL, config, compute)
+  return decode(params, x_BLD, segment_ids_BL, positions_BL, config, compute, wanted)
 
 
 def decode(
@@ -56,27 +61,36 @@ def decode(
   positions_BL: jax.Array,
   config: ModelConfig,
   compute: ComputeConfig,
+  wanted: tuple[int, int] | None = None,
 ) -> jax.Array:
   """`hidden_states` of embeddings [B,L,D] in place of tokens."""
 
-  def layer(x_BLD, layer_params):
+  def layer(x_BLD, layer_params, wanted=None):
     with jax.named_scope("attention"):
-      x_BLD += attention_block(
-        layer_params["attention"], x_BLD, segment_ids_BL, positions_BL, config, compute
+      out_BLD = attention_block(
+        layer_params["attention"], x_BLD, segment_ids_BL, positions_BL, config, compute, wanted
       )
+      x_BLD = part(x_BLD, wanted) + out_BLD
     with jax.named_scope("mlp"):
       x_BLD += swiglu_block(layer_params["mlp"], x_BLD, config, compute)
     return x_BLD, None
 
-  x_BLD = run_layers(remat(layer, compute), x_BLD, params["layers"], compute.scan_layers)[0]
+  last = None
+  if wanted is not None:
+    last = remat(functools.partial(layer, wanted=wanted), compute)
+  x_BLD, _ = run_layers(
+    remat(layer, compute), x_BLD, params["layers"], compute.scan_layers, last=last
+  )
+  if compute.scan_layers:
+    x_BLD = part(x_BLD, wanted)
   return rms_norm(x_BLD, params["final_norm_D"], config.norm_eps)
 
 
-def run_layers(layer, carry, stacked, scan: bool):
+def run_layers(layer, carry, stacked, scan: bool, last=None):
   """`lax.scan` of `layer(carry, slice) -> (carry, out)` over the stack, or the same unrolled.
 
   Unrolled, the stack is taken apart by one split, whose transpose is one concatenation; indexing
-  would add a whole stack of zeros for each layer's gradient.
+  would add a whole stack of zeros for each layer's gradient. `last` is then what runs last.
   """
   if scan:
     return jax.lax.scan(layer, carry, stacked)
@@ -84,8 +98,9 @@ def run_layers(layer, carry, stacked, scan: bool):
   num_layers = leaves[0].shape[0]
   slices = zip(*(jax.lax.split(leaf, (1,) * num_layers) for leaf in leaves), strict=True)
   outs = []
-  for parts in slices:
-    carry, out = layer(carry, tree.unflatten([part[0] for part in parts]))
+  for index, parts in enumerate(slices):
+    run = last if last is not None and index == num_layers - 1 else layer
+    carry, out = run(carry, tree.unflatten([x[0] for x in parts]))
     outs.append(out)
   return carry, jax.tree.map(lambda *xs: jnp.stack(xs), *outs)
 

@@ -527,6 +527,26 @@ BREAKAGES = (
     "tests/test_attention.py::test_sharded_equals_unsharded[chunked-mesh1-options1]",
   ),
   Breakage(
+    "part-offset", "model/attention.py",
+    "q_ids_BL, ids_BL, q_offset=first)", "q_ids_BL, ids_BL, q_offset=0)",
+    "queries of a part of a row take themselves for the row's first",
+    "tests/test_attention.py::test_queries_of_a_part_of_the_rows[xla]",
+  ),
+  Breakage(
+    "rotations-again", "model/layers.py",
+    "rope_turns(positions_BL, config, below=positions_BL.shape[1])",
+    "rope_turns(positions_BL, config)",
+    "a CPU computes the cosines of every head of every layer",
+    "tests/test_transformer.py::test_a_cpu_reads_rotations_from_a_table",
+  ),
+  Breakage(
+    "all-of-the-last-layer", "model/transformer.py",
+    "last = remat(functools.partial(layer, wanted=wanted), compute)",
+    "last = remat(lambda *x: (part(layer(*x)[0], wanted), None), compute)",
+    "the last layer computes what no hidden state that is wanted needs",
+    "tests/test_transformer.py::test_the_last_layer_does_no_more_than_is_wanted[changes0]",
+  ),
+  Breakage(
     "online-softmax", "model/attention_chunked.py",
     "shrink_BGRl = jnp.exp(max_BGRl - new_max_BGRl)", "shrink_BGRl = jnp.ones_like(max_BGRl)",
     "what was summed under an older maximum is not scaled down",
@@ -602,7 +622,7 @@ BREAKAGES = (
   ),
   Breakage(
     "fused-without-adapters", "model/layers.py",
-    "adapted(part, params, name, \"BLD,DHK->BLHK\", x_BLD, compute)", "part",
+    "adapted(out_BLHK, params, name, \"BLD,DHK->BLHK\", x_BLD, compute)", "out_BLHK",
     "the fused product of queries, keys and values leaves their adapters out",
     "tests/test_lora.py::test_adapters_begin_as_nothing_and_merge_into_the_same_function",
   ),

@@ -165,6 +165,19 @@ def test_decoding_one_token_gives_the_last_row():
   np.testing.assert_allclose(last[:, 0], full[:, -1], atol=1e-6)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_queries_of_a_part_of_the_rows(implementation):
+  q, k, v, d_out = inputs()
+  part = slice(90, 150)  # in two documents of row 0, over chunks' ends
+  d_out = jnp.zeros_like(d_out).at[:, part].set(d_out[:, part])
+  out, *gradients = compiled(implementation)(q, k, v, d_out, IDS)
+  got, dq, *rest = compiled(implementation, first=90)(q[:, part], k, v, d_out[:, part], IDS)
+  np.testing.assert_allclose(got, out[:, part], atol=1e-5)
+  np.testing.assert_allclose(dq, gradients[0][:, part], atol=1e-5)
+  for a, b in zip(rest, gradients[1:], strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 @pytest.mark.parametrize(
   ("implementation", "mesh", "options"),
   [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model.config import RopeScaling
-from model.layers import qkv, rope_frequencies
+from model.layers import qkv, rope_frequencies, rope_turns
 from model.params import param_specs
 from model.transformer import forward, hidden_states, logits
 from tests.build import compute_config, model_config, numpy_params, packed_rows
@@ -114,6 +114,26 @@ def test_scanned_equals_unrolled_and_fused(changes):
   assert_trees_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("changes", [{}, FUSED, {"scan_layers": True}])
+def test_the_last_layer_does_no_more_than_is_wanted(changes):
+  config, params, batch, _ = reference(tuple(RICH.items()))
+  compute = compute_config(**{"scan_layers": False} | changes)
+
+  def run(params, part):
+    rows = (batch["tokens"], batch["segment_ids"], batch["positions"])
+    return hidden_states(params, *rows, config, compute, part)
+
+  def total(params, part):
+    hidden_BLD = run(params, part) if part else run(params, None)[:, 7:12]
+    return jnp.sum(jnp.sin(hidden_BLD)), hidden_BLD
+
+  step = jax.jit(jax.grad(total, has_aux=True), static_argnums=1)
+  assert_trees_close(step(params, (7, 12)), step(params, None), rtol=1e-4, atol=1e-4)
+  work = [step.lower(params, part).cost_analysis()["flops"] for part in (None, (7, 12))]
+  if not compute.scan_layers:
+    assert work[1] < 0.8 * work[0]
+
+
 @pytest.mark.parametrize(
   "changes",
   [
@@ -199,11 +219,24 @@ def test_rope_depends_on_distance_alone():
 
   def scores(offset):
     positions = np.arange(6, dtype=np.int32)[None] + offset
-    q, k, _ = qkv(params, x_BLD, positions, config, compute_config())
+    q, k, _ = qkv(params, x_BLD, rope_turns(positions, config), config, compute_config())
     return jnp.einsum("BLNK,BMNK->BNLM", q[:, :, :2], k)
 
   np.testing.assert_allclose(scores(0), scores(1_000), rtol=1e-3, atol=1e-3)
   assert not np.allclose(scores(0)[0, 0, 0], scores(0)[0, 0, 5], atol=1e-3)
+
+
+def test_a_cpu_reads_rotations_from_a_table():
+  config, compute, params = model_config(), compute_config(), params_of(model_config())
+  rows = packed_rows([[5, 8], [3, 9, 2], [16]], 16, 48)
+  rows = [rows[name] for name in ("tokens", "segment_ids", "positions")]
+  program = jax.jit(lambda params: hidden_states(params, *rows, config, compute)).lower(params)
+  cosines = [line for line in program.as_text().splitlines() if "cosine" in line]
+  assert cosines and all("tensor<16x2xf32>" in line for line in cosines), cosines
+  for read, computed in zip(
+    rope_turns(rows[2], config, below=16), rope_turns(rows[2], config), strict=True
+  ):
+    np.testing.assert_allclose(read, computed, rtol=1e-6)
 
 
 def test_llama3_rope_frequencies_by_their_published_rule():

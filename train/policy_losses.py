@@ -39,6 +39,12 @@ def positions_of(mask_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
   return segment_ids_BL, jnp.maximum(jnp.cumsum(segment_ids_BL, axis=1) - 1, 0)
 
 
+def before(tokens_BL: jax.Array, length: int) -> tuple[int, int]:
+  """The tokens whose hidden states predict the last `length` ones, each the one before it."""
+  end = tokens_BL.shape[1] - 1
+  return end - length, end
+
+
 def response_log_probs(
   params: dict,
   tokens_BL: jax.Array,
@@ -60,11 +66,10 @@ def response_log_probs(
   """
   batch, chunks = tokens_BL.shape[0], compute.loss_chunks
   segment_ids_BL, positions_BL = positions_of(mask_BL)
-  hidden_BLD = transformer.hidden_states(
-    params, tokens_BL, segment_ids_BL, positions_BL, config, compute
+  hidden_BTD = transformer.hidden_states(
+    params, tokens_BL, segment_ids_BL, positions_BL, config, compute, before(tokens_BL, length)
   )
-  # The hidden state of the token before predicts a token.
-  hidden_BTD, targets_BT = hidden_BLD[:, -length - 1 : -1], tokens_BL[:, -length:]
+  targets_BT = tokens_BL[:, -length:]
 
   def chunk(inputs):
     hidden_BCD, targets_BC = inputs
@@ -97,7 +102,8 @@ def response_values(
   compute: ComputeConfig,
 ) -> jax.Array:
   """fp32 values [B,T]: that of a token from the hidden state that predicts it."""
-  return token_values(params, tokens_BL, mask_BL, config, compute)[:, -length - 1 : -1, 0]
+  wanted = before(tokens_BL, length)
+  return token_values(params, tokens_BL, mask_BL, config, compute, wanted)[..., 0]
 
 
 def clipped_policy_loss(

@@ -120,11 +120,13 @@ def theirs(iterations: int) -> list[float]:
   return [SAMPLES / (b - a) for a, b in itertools.pairwise(times)]
 
 
-def floor() -> float:
-  """Seconds of an iteration's matrix products alone, each by itself, and nothing between them.
+def products() -> float:
+  """Seconds of the matrix products that an iteration can't do without, each timed by itself.
 
   All are taken as `x @ w` of whole rows, which XLA multiplies fastest, though a gradient's product
-  has other axes. Those of the rollout are left out.
+  has other axes. What nothing depends on is left out, also where ours computes it: the last layer
+  of tokens that predict none, what causality masks, and a forward pass of policy and critic for the
+  scoring, which the first update's could be. Those of the rollout are not among them.
   """
   import jax
   import numpy as np
@@ -133,14 +135,8 @@ def floor() -> float:
   from train.xla import prepare
 
   prepare("none")
-  rows, d, ff = SAMPLES * (PROMPT + RESPONSE), SHAPE["d_model"], SHAPE["d_ff"]
-  groups, size = SHAPE["num_kv_heads"], SHAPE["head_dim"]
-  heads, length = SHAPE["num_heads"] // groups, PROMPT + RESPONSE
-  layer = [(1, rows, d, d)] * 2 + [(1, rows, groups * size, d)] * 2  # query, out, key, value
-  layer += [(1, rows, ff, d)] * 2 + [(1, rows, d, ff)]
-  attention = (SAMPLES * groups, heads * length)
-  layer += [(*attention, length, size), (*attention, size, length)]
-  unembedding = (1, SAMPLES * RESPONSE, SHAPE["vocab_size"], d)
+  d, ff, size = SHAPE["d_model"], SHAPE["d_ff"], SHAPE["head_dim"]
+  groups, heads = SHAPE["num_kv_heads"], SHAPE["num_heads"]
   product = jax.jit(lambda x, w: x @ w)
   rng, spent = np.random.default_rng(0), {}
 
@@ -158,15 +154,65 @@ def floor() -> float:
       spent[shape] = min(times)
     return spent[shape]
 
-  def forward(unembedded):
-    shapes = layer * SHAPE["num_layers"] + [unembedding] * unembedded
-    return np.array([[seconds(s), 2 * math.prod(s)] for s in shapes]).sum(axis=0)
+  def work(shape, share=1.0):
+    return share * np.array([seconds(shape), 2 * math.prod(shape)])
 
-  # An update is three forward passes' products, of policy and critic; the scoring is one of policy,
-  # reference and critic.
-  total = EPOCHS * 3 * (forward(1) + forward(0)) + 2 * forward(1) + forward(0)
+  def layer(tokens):
+    rows, all_rows, length = SAMPLES * tokens, SAMPLES * (PROMPT + RESPONSE), PROMPT + RESPONSE
+    total = 2 * work((1, rows, d, d)) + 2 * work((1, all_rows, groups * size, d))
+    total += 2 * work((1, rows, ff, d)) + work((1, rows, d, ff))
+    seen = (length - (tokens - 1) / 2) / length
+    attention = SAMPLES * groups, heads // groups * tokens
+    return total + sum(work((*attention, *s), seen) for s in ((length, size), (size, length)))
+
+  critic = (SHAPE["num_layers"] - 1) * layer(PROMPT + RESPONSE) + layer(RESPONSE)
+  policy = critic + work((1, SAMPLES * RESPONSE, SHAPE["vocab_size"], d))
+  # An update is three forward passes' products; of the scoring the reference's pass is left.
+  total = EPOCHS * 3 * (policy + critic) + policy
   print(f"{total[1] / 1e9:.0f} GFLOP of products at {total[1] / total[0] / 1e9:.0f} GFLOP/s")
   return total[0]
+
+
+def rollouts(iterations: int) -> float:
+  """Seconds of the fastest rollout of ours."""
+  sys.path.insert(0, str(ROOT))
+  from train import iteration
+
+  spent, respond = [], iteration.respond
+
+  def timed(*args):
+    begun = time.perf_counter()
+    found = respond(*args)
+    spent.append(time.perf_counter() - begun)
+    return found
+
+  iteration.respond = timed
+  ours(iterations, reward_model=False)
+  return min(spent)
+
+
+def side(name: str, options: argparse.Namespace) -> float:
+  """The median samples a second of one side, in a process of its own."""
+  arguments = [sys.executable, __file__, "--side", name, "--iterations", str(options.iterations)]
+  done = subprocess.run(
+    arguments + ["--reward-model"] * options.reward_model,
+    env=os.environ | MALLOC | {"JAX_PLATFORMS": "cpu"},
+    text=True,
+    capture_output=True,
+  )
+  if done.returncode:
+    sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
+  line = next(x for x in done.stdout.splitlines() if x.startswith("FOUND"))
+  return statistics.median(json.loads(line.removeprefix("FOUND")))
+
+
+def floor(options: argparse.Namespace) -> None:
+  """Prints the most that ours could be of TRL, were there nothing but products and rollouts."""
+  product, rollout = products(), rollouts(options.iterations)
+  theirs = SAMPLES / side("theirs", options)
+  least = product + rollout
+  print(f"products {product:.2f} s, rollout {rollout:.2f} s, together {least:.2f} s an iteration")
+  print(f"TRL {theirs:.2f} s: at most {theirs / least:.2f}x, with nothing between the products")
 
 
 def main() -> None:
@@ -174,40 +220,23 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--iterations", type=int, default=5)
   parser.add_argument("--reward-model", action="store_true")
-  parser.add_argument("--floor", action="store_true", help="time the products of ours alone")
+  parser.add_argument("--floor", action="store_true", help="the most that can be had")
   parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.floor:
-    least = floor()
-    print(f"{least:.2f} s an iteration: at most {SAMPLES / least:.1f} samples/s")
-    return
+    return floor(options)
   if options.side:
-    function = theirs if options.side == "theirs" else None
     found = (
-      function(options.iterations) if function else ours(options.iterations, options.reward_model)
+      theirs(options.iterations)
+      if options.side == "theirs"
+      else ours(options.iterations, options.reward_model)
     )
     print("FOUND", json.dumps(found))
     return
   medians = {"ours": [], "theirs": []}
   for number in range(options.rounds):
-    for side, kept in medians.items():
-      arguments = [
-        sys.executable,
-        __file__,
-        "--side",
-        side,
-        "--iterations",
-        str(options.iterations),
-      ]
-      arguments += ["--reward-model"] * options.reward_model
-      done = subprocess.run(
-        arguments, env=os.environ | MALLOC | {"JAX_PLATFORMS": "cpu"}, text=True,
-        capture_output=True,
-      )  # fmt: skip
-      if done.returncode:
-        sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
-      line = next(x for x in done.stdout.splitlines() if x.startswith("FOUND"))
-      kept.append(statistics.median(json.loads(line.removeprefix("FOUND"))))
+    for name, kept in medians.items():
+      kept.append(side(name, options))
     a, b = medians["ours"][-1], medians["theirs"][-1]
     print(f"round {number + 1}: {a:.2f} samples/s, TRL {b:.2f}: {a / b:.2f}x", flush=True)
   a, b = (statistics.median(x) for x in medians.values())
