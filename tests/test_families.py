@@ -15,7 +15,7 @@ from tests.fixtures import make_chat, make_hf, make_lm_eval
 from tests.test_reward import plant
 from train import export, main, results
 
-pytestmark = [pytest.mark.peers, pytest.mark.slow]
+pytestmark = pytest.mark.peers
 STEPS = 2
 
 
