@@ -210,7 +210,7 @@ def test_the_scale_is_frozen_into_the_scorer(trained, config):
 
 
 def check_export(trained, out):
-  export.export_run(trained, out)
+  said = export.export_run(trained, out)
   described = json.loads((out / "config.json").read_text())
   assert described["architectures"] == ["LlamaForSequenceClassification"]
   assert described["id2label"] == {"0": "harmlessness", "1": "helpfulness", "2": "honesty"}
@@ -222,6 +222,7 @@ def check_export(trained, out):
   scale, heads_of = found.params["normalization"], found.params["heads"]
   mean = described["straits_reward"]["mean"]
   np.testing.assert_allclose(mean, np.asarray(scale["mean_S"] - heads_of["bias_S"]), rtol=1e-6)
+  return said
 
 
 def test_the_scorer_is_exported_as_a_sequence_classification(trained, tmp_path, monkeypatch):
@@ -237,10 +238,9 @@ def test_the_scorer_is_exported_as_a_sequence_classification(trained, tmp_path, 
 
 @pytest.mark.peers
 @pytest.mark.filterwarnings("ignore")
-def test_transformers_computes_the_exported_scores(trained, tmp_path, capsys):
+def test_transformers_computes_the_exported_scores(trained, tmp_path):
   pytest.importorskip("transformers")
-  check_export(trained, tmp_path / "out")
-  assert "the same scores by transformers" in capsys.readouterr().out
+  assert "the same scores by transformers" in check_export(trained, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
