@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from model import lora
-from model.attention import attention
+from model.attention import attention, platform
 from model.config import ComputeConfig, ModelConfig
 from model.layers import finish_qkv, rms_norm, rope_turns
 from model.sharding import BATCH_AXES, batch_shards, constrain
@@ -134,18 +134,13 @@ def _product(x_BLX: jax.Array, arrays: dict, name: str, dtype=None) -> jax.Array
   if _inputs_first(name) in arrays:
     return jnp.tensordot(x_BLX, arrays[_inputs_first(name)], 1, preferred_element_type=dtype)
 
-  def by_rows(x_BLX, matrix):
+  matrix = arrays[name]
+  if platform() != "cpu" or math.prod(x_BLX.shape[:-1]) > _FEW:
     return jnp.tensordot(x_BLX, matrix, (-1, -1), preferred_element_type=dtype)
-
-  def by_columns(x_BLX, matrix):
-    # XLA would undo the turning of tokens, and turn the matrix.
-    x_XT = jax.lax.optimization_barrier(x_BLX.reshape(-1, x_BLX.shape[-1]).T)
-    out = jax.lax.optimization_barrier(jnp.tensordot(matrix, x_XT, 1, preferred_element_type=dtype))
-    return jnp.moveaxis(out, -1, 0).reshape(*x_BLX.shape[:-1], *matrix.shape[:-1])
-
-  if math.prod(x_BLX.shape[:-1]) > _FEW:
-    return by_rows(x_BLX, arrays[name])
-  return jax.lax.platform_dependent(x_BLX, arrays[name], cpu=by_columns, default=by_rows)
+  # Without barriers XLA undoes the turning of tokens, and turns the matrix.
+  x_XT = jax.lax.optimization_barrier(x_BLX.reshape(-1, x_BLX.shape[-1]).T)
+  out = jax.lax.optimization_barrier(jnp.tensordot(matrix, x_XT, 1, preferred_element_type=dtype))
+  return jnp.moveaxis(out, -1, 0).reshape(*x_BLX.shape[:-1], *matrix.shape[:-1])
 
 
 def extend(
@@ -178,9 +173,7 @@ def extend(
     )
     return _attention(query_BLNK, key_BGKM, value_BGMK, mask_BLM, config), key_BGKM, value_BGMK
 
-  # Read from a table: XLA would compute the cosines again in every layer.
-  table_MF = rope_turns(jnp.arange(cache.length), config)
-  turns_BLF = tuple(turn_MF[positions_BL] for turn_MF in table_MF)
+  turns_BLF = rope_turns(positions_BL, config, below=cache.length)
   return _run(weights, tokens_BL, turns_BLF, attend, config)
 
 
@@ -265,7 +258,8 @@ def prefill(
     return x_BLX.reshape(-1, x_BLX.shape[-1])[places_B1]
 
   keep = None if lengths_B is None else last
-  return _run(weights, tokens_BL, rope_turns(positions_BL, config), attend, config, keep)
+  turns_BLF = rope_turns(positions_BL, config, below=tokens_BL.shape[1])
+  return _run(weights, tokens_BL, turns_BLF, attend, config, keep)
 
 
 def _attention(query_BLNK, key_BGKM, value_BGMK, mask_BLM, config: ModelConfig):
