@@ -209,6 +209,8 @@ def test_bad_input_is_one_message_and_leaves_nothing(tmp_path, capsys):
   for wrong in (5, {"content": ["a"]}):
     (source / "tokenizer_config.json").write_text(json.dumps({"eos_token": wrong}))
     assert "eos_token is" in refused("import", source, tmp_path, capsys)
+  (source / "tokenizer_config.json").write_text("{")
+  assert f"{source}/tokenizer_config.json" in refused("import", source, tmp_path, capsys)
   (source / "tokenizer_config.json").write_text(described)
   config = json.loads((source / "config.json").read_text())
   (source / "config.json").write_text(json.dumps(config | {"max_position_embeddings": "long"}))

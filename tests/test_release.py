@@ -131,6 +131,17 @@ def test_a_later_stage_says_what_it_began_with(run, tmp_path, stage, data, said,
   assert '"training_type": "fine-tuning"' in card
 
 
+def test_a_card_tells_nothing_of_the_machine_that_trained(run, tmp_path):
+  config = json.loads((run / "config.json").read_text())
+  config["data"]["sources"] = {"web": {"path": ["/home/ada/web/*.jsonl", "docs/*.txt"]}}
+  config["train"] = {"init_from": "/home/ada/runs/before"}
+  (run / "config.json").write_text(json.dumps(config))
+  assert release.main([str(run), str(tmp_path / "out"), "--unsafe"]) == 0
+  card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+  assert "ada" not in card and str(tmp_path) not in card
+  assert ".../*.jsonl" in card and "docs/*.txt" in card and ".../before" in card
+
+
 def test_a_card_of_an_imported_model_says_that_it_was(run, tmp_path):
   (run / "metrics.jsonl").unlink()
   config = json.loads((run / "config.json").read_text())

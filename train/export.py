@@ -61,12 +61,14 @@ def import_model(source: Path, out: Path) -> None:
       stored = File(source)
       described = stored.config
       stored.write_tokenizer(side)
+      files = side
     else:
       described = hf_config.read_json(source / "config.json")
       stored = safetensors.open_directory(source)
       hf_tokenizer.copy_beside(source, side)
+      files = source  # which a message names
     config = hf_config.to_model(described)
-    data = hf_tokenizer.data_section(side, described, config, out)
+    data = hf_tokenizer.data_section(files, described, config, out)
     params = hf.read_params(stored, config, on_disk(folder))
     if source.is_dir():
       ids = _random_ids(config)

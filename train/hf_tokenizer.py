@@ -43,7 +43,7 @@ def data_section(
   """The section `data` of an imported model's recipe: tokenizer, its end of text, longest row.
 
   Args:
-    side: where the files are now.
+    side: where the files are.
     described: the model's config.json.
     config: the same as ours.
     out: the run's folder, where they will be under tokenizer/.

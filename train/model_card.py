@@ -98,6 +98,7 @@ def card(
     unsafe: what of the safety results is missing, where it is released all the same.
   """
   training = read_training(run, weights["step"])
+  run = dataclasses.replace(run, recipe=_without_folders(run.recipe))
   energy = _energy(training, facts)
   safety = {task: found for task, found in tasks.items() if task in SAFETY}
   quality = {task: found for task, found in tasks.items() if task not in SAFETY}
@@ -121,6 +122,17 @@ def card(
   parts += ["## Limits", _limits(run, tasks, training)]
   parts += ["## Recipe", f"```json\n{json.dumps(run.recipe, indent=2)}\n```"]
   return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _without_folders(value: Any) -> Any:
+  """A recipe whose absolute paths keep their last part: the rest tells of a machine and user."""
+  if isinstance(value, Mapping):
+    return {key: _without_folders(part) for key, part in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_without_folders(part) for part in value]
+  if isinstance(value, str) and Path(value).is_absolute():
+    return f".../{Path(value).name}"
+  return value
 
 
 def _energy(training: Training | None, facts: Facts) -> dict[str, float]:
