@@ -8,23 +8,18 @@ The architecture, the tokenizer and the end-of-text token are those of that fold
 base recipe's at the size of a test; nothing was measured for it.
 """
 
-import json
-import os
-
 from ml_collections import ConfigDict
 
 from configs import pretrain
+from configs.sft import read_source, tokenizer_of
 
 
 def get_config(folder: str) -> ConfigDict:
   config = pretrain.get_config()
-  with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-    source = json.load(file)
+  source = read_source(folder)
   config.model = source["model"]
-  config.data.tokenizer = source["data"]["tokenizer"]
+  config.data.tokenizer = tokenizer_of(folder, source)
   config.data.eot = source["data"]["eot"]
-  if config.data.tokenizer == "train":
-    config.data.tokenizer = os.path.join(folder, "tokenizer", "tokenizer.json")
   config.data.update(seq_len=1_024, batch_size=32, streams=32, workers=0)
   config.compute.update(dtype="float32", remat="full")
   config.loss_scale.update(dynamic=False, initial=1.0)

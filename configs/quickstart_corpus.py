@@ -16,7 +16,13 @@ from configs import quickstart
 
 def get_config(workdir: str = "out") -> ConfigDict:
   config = quickstart.get_config()
-  manifest = json.loads((Path(workdir) / "manifest.json").read_text(encoding="utf-8"))
+  try:
+    manifest = json.loads((Path(workdir) / "manifest.json").read_text(encoding="utf-8"))
+  except OSError as error:
+    raise ValueError(
+      f"there is no corpus in {workdir!r} ({error}). Name its workdir as :FOLDER, or make it: "
+      f"python -m data.corpus --config configs/corpus.py:RAW --workdir {workdir}"
+    ) from None
 
   def places(part: str) -> dict[str, str]:
     return {

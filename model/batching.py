@@ -87,7 +87,7 @@ class Batcher:
   Args:
     weights: of `model.decode.prepare`.
     config, compute: of the model. Call it under `jax.set_mesh` where there is one.
-    slots: how many requests go on at a time; a multiple of the mesh's row shards.
+    slots: how many requests go on at a time; rounded up to a multiple of the mesh's row shards.
     length: tokens of a prompt and its continuation together.
     like: requests may use the processors that these use, and as many forbidden and stop ids; a
       program is compiled for that choice, once.
@@ -111,8 +111,9 @@ class Batcher:
   ):
     mesh = jax.sharding.get_abstract_mesh()
     self._shards = 1 if mesh.empty else batch_shards(mesh)
-    if slots < 1 or slots % self._shards:
-      raise ValueError(f"slots={slots} must be a multiple of the {self._shards} row shards.")
+    if slots < 1:
+      raise ValueError(f"slots is {slots}; it must be at least 1.")
+    slots += -slots % self._shards
     self._weights, self._config, self._compute = weights, config, compute
     self._length, self._chunk, self._decode = length, chunk, decode
     self._queue: collections.deque[Request] = collections.deque()

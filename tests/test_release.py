@@ -20,7 +20,8 @@ def run(tmp_path):
   config["data"]["sources"] = {"web": {"path": "web/*.jsonl", "weight": 1.0}}
   config["compute"] = {"dtype": "float16"}
   (folder / "config.json").write_text(json.dumps(config))
-  lines = [{"kind": "peak_flops", "value": 1e12, "source": "H100", "devices": 8}]
+  lines = [{"kind": "peak_flops", "value": 1e12, "source": "989.4 TFLOP/s x 8"}]
+  lines[0] |= {"device": "NVIDIA H100 80GB HBM3", "devices": 8}
   for step in (1, 2, 3, 4):  # the fourth is after the checkpoint
     step_line = {"kind": "train", "step": step, "tokens": 1000.0 * step, "skipped": 0}
     lines.append(step_line | {"step_time": 100.0})
@@ -82,6 +83,7 @@ def test_figures_are_those_of_the_files(run, tmp_path):
     f"| energy | {hours * 0.9:.4g} kWh |",
     f"| CO2 | {hours * 0.36:.4g} kg |",
     "| country | Singapore |",
+    "| hardware | 8 x NVIDIA H100 80GB HBM3 |",
     "| web | 3.5000 | 1.2500 |",
     "| mmlu | acc | 25.00 ± 5.00 | 40 |",
     "mmlu: 2 of 42 items could not be scored, and 1 were cut",

@@ -62,7 +62,7 @@ def execute(
   path = workdir / FILE
   rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
   done = {(row["temperature"], row["top_p"]) for row in rows}
-  with open_sampler(parsed.sampler, parsed.sampler.slots) as sampler:
+  with open_sampler(parsed.sampler, len(prompts)) as sampler:
     ids = [sampler.encode(prompt) for prompt in prompts]
     write_config(workdir, config)
     for temperature in parsed.temperatures:
@@ -89,7 +89,7 @@ def measure(
     sampler, config=dataclasses.replace(sampler.config, sample=settings)
   )
   requests = sampler.requests(ids)
-  batcher = sampler.batcher(requests, sampler.config.slots)
+  batcher = sampler.batcher(requests)
   found: list[Completion] = sorted(batcher.run(requests), key=lambda one: one.number)
   copies = sampler.config.completions
   texts = [one.text for one in found]

@@ -23,7 +23,7 @@ from model import batching, decode
 from model.config import ComputeConfig, ModelConfig
 from model.params import count, param_specs
 from model.sampling import SamplingConfig
-from model.sharding import MeshConfig, batch_shards, make_mesh
+from model.sharding import MeshConfig, make_mesh
 from train import results
 from train.requests import Encoder, open_encoder
 from train.scorer import Group, Request, Scorer
@@ -199,12 +199,11 @@ def _generated(
   ]
   if not requests:
     return
-  shards = batch_shards(model.mesh)
   batcher = batching.Batcher(
     decode.prepare(model.params, model.config, model.compute),
     model.config,
     model.compute,
-    slots=-(-config.batch_rows // shards) * shards,
+    slots=config.batch_rows,
     length=len(left[0].context) + config.max_tokens,
     like=requests[:1],
     chunk=_CHUNK,

@@ -21,7 +21,7 @@ from lm_eval.api.model import LM
 from data import chat
 from model import batching, decode
 from model.sampling import SamplingConfig
-from model.sharding import batch_shards, make_mesh
+from model.sharding import make_mesh
 from train.evaluate import Model, parse_config
 from train.requests import cut, encode_pair, open_encoder, rolling
 from train.scorer import Group, Request, Scorer
@@ -126,14 +126,13 @@ class StraitsLM(LM):
     queue = [self._generation(number, *request.args) for number, request in enumerate(requests)]
     if not queue:
       return []
-    shards = batch_shards(self._mesh)
     answers = [""] * len(queue)
     with jax.set_mesh(self._mesh):
       batcher = batching.Batcher(
         decode.prepare(self._model.params, self._model.config, self._model.compute),
         self._model.config,
         self._model.compute,
-        slots=-(-self._suite.batch_rows // shards) * shards,
+        slots=self._suite.batch_rows,
         length=max(len(request.prompt) + request.max_tokens for request in queue),
         like=queue,
         chunk=_CHUNK,

@@ -27,7 +27,7 @@ be compared.
     sample  step, answers, ended (the share that stopped by themselves), tokens (mean)
     skip    step, loss, grad_norm, loss_scale, batch (a file): a step that was not finite
     config  step, key, old, new: what a restart was allowed to change
-    peak_flops  value, source, devices: what MFU is relative to
+    peak_flops  value, source: what MFU is relative to; device (its kind), devices
     done    step               the run came to its end
     resume  step               where the run was taken up again
     ledger                     seconds of wall-clock by category, see `train.monitor.Ledger`

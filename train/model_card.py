@@ -44,7 +44,8 @@ class Training:
   skipped: int | None
   seconds: float
   devices: int
-  hardware: str
+  device: str
+  peak: str
   year: int
 
   @property
@@ -68,7 +69,8 @@ def read_training(run: Run, step: int) -> Training | None:
     skipped=steps[-1].get("skipped"),
     seconds=math.fsum(line["step_time"] for line in steps),
     devices=int(peaks[-1]["devices"]) if peaks else 1,
-    hardware=str(peaks[-1]["source"]) if peaks else NOT_RECORDED,
+    device=str(peaks[-1].get("device", "device")) if peaks else NOT_RECORDED,
+    peak=str(peaks[-1]["source"]) if peaks else NOT_RECORDED,
     year=datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).year,
   )
 
@@ -157,7 +159,7 @@ def _header(name, run: Run, tasks, training, facts: Facts, energy) -> str:
       "source": "device-hours x watts x grid factor",
       "training_type": "fine-tuning" if _began_as(run) else "pre-training",
       "geographical_location": facts.country or NOT_RECORDED,
-      "hardware_used": f"{training.devices} x {training.hardware}",
+      "hardware_used": f"{training.devices} x {training.device}",
     }
   found = [
     {
@@ -215,7 +217,8 @@ def _training(run: Run, training: Training | None, facts: Facts, energy) -> str:
     "tokens": f"{training.tokens:,.0f}",
     "precision": run.recipe["compute"]["dtype"],
     "context": f"{run.max_length:,} tokens",
-    "hardware": f"{training.devices} devices; peak by {training.hardware}",
+    "hardware": f"{training.devices} x {training.device}",
+    "peak compute": training.peak,
     "device-hours": f"{training.device_hours:,.4g} (sum of the steps' times)",
     "year": str(training.year),
     "country": facts.country or NOT_RECORDED,

@@ -86,7 +86,8 @@ class Recorder:
     else:
       self._peak, source = config.log.peak_flops * jax.device_count(), "log.peak_flops"
     self._flops = functools.cache(functools.partial(flops_per_token, config.model))
-    self._log.write("peak_flops", value=self._peak, source=source, devices=jax.device_count())
+    device = {"device": jax.devices()[0].device_kind, "devices": jax.device_count()}
+    self._log.write("peak_flops", value=self._peak, source=source, **device)
     print(f"Peak for MFU: {source}." + (f" Continuing at step {step}." if step else ""))
     self.mark()
 

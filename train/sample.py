@@ -53,7 +53,7 @@ class SampleRunConfig:
     max_tokens: of each completion; fewer where the context is full.
     context: tokens of prompt and completion together; None for what the model was trained on.
     stop_strings: texts that end a completion and are not part of it.
-    slots: completions that go on at a time.
+    slots: the most completions that go on at a time.
     chunk: tokens between two looks at what came out.
     sample: how a token is chosen.
   """
@@ -92,8 +92,8 @@ parse_config = functools.partial(parse, SampleRunConfig)
 class Sampler:
   """A model with what turns prompts to ids and ids to text.
 
-  `calibration` is the temperature that `train.calibrate` found, for the probabilities that are
-  reported, or None.
+  `slots` are those of its batchers; `calibration` is the temperature that `train.calibrate` found,
+  for the probabilities that are reported, or None.
   """
 
   weights: dict
@@ -102,6 +102,7 @@ class Sampler:
   encoder: Encoder
   template: chat.ChatTemplate | None
   context: int
+  slots: int
   calibration: float | None
 
   @property
@@ -143,16 +144,14 @@ class Sampler:
       for copy in range(self.config.completions)
     ]
 
-  def batcher(
-    self, requests: Sequence[Request], slots: int, calibration: float | None = None
-  ) -> Batcher:
+  def batcher(self, requests: Sequence[Request], calibration: float | None = None) -> Batcher:
     """Slots for requests like these."""
     longest = max(len(r.prompt) + r.max_tokens for r in requests)
     return Batcher(
       self.weights,
       self.model,
       self.config.compute,
-      slots=slots,
+      slots=self.slots,
       length=min(self.context, -(-longest // _LENGTH_STEP) * _LENGTH_STEP),
       like=requests,
       chunk=self.config.chunk,
@@ -162,8 +161,9 @@ class Sampler:
 
 
 @contextlib.contextmanager
-def open_sampler(config: SampleRunConfig, slots: int) -> Iterator[Sampler]:
-  """Opens the model for batchers of so many slots, and keeps its mesh in force meanwhile."""
+def open_sampler(config: SampleRunConfig, prompts: int) -> Iterator[Sampler]:
+  """Opens the model for so many prompts at a time, and keeps its mesh in force meanwhile."""
+  slots = min(config.slots, prompts * config.completions)
   run = open_run(Path(config.run))
   encoder = open_encoder(run.tokenizer, run.eot, run.model.vocab_size)
   template = None
@@ -181,6 +181,7 @@ def open_sampler(config: SampleRunConfig, slots: int) -> Iterator[Sampler]:
       encoder=encoder,
       template=template,
       context=config.context or run.max_length,
+      slots=slots,
       calibration=kept,
     )
 
@@ -190,8 +191,7 @@ def execute(
 ) -> bool:
   """Samples what is not sampled yet; returns whether that is all."""
   prompts = None if parsed.prompts is None else read_prompts(Path(parsed.prompts))
-  slots = parsed.completions if prompts is None else parsed.slots
-  with open_sampler(parsed, slots) as sampler:
+  with open_sampler(parsed, 1 if prompts is None else len(prompts)) as sampler:
     if prompts is None:
       return converse(sampler, sys.stdin, stop.wanted)
     requests = sampler.requests([sampler.encode(prompt) for prompt in prompts])
@@ -248,7 +248,7 @@ def _progress(
   sampler: Sampler, requests: Sequence[Request], stopping: Callable[[], bool]
 ) -> Iterator[Completion]:
   """The completions as they come, until it should stop; tells how far it is."""
-  batcher = sampler.batcher(requests, sampler.config.slots, sampler.calibration)
+  batcher = sampler.batcher(requests, sampler.calibration)
   for request in requests:
     batcher.submit(request)
   began = last = time.monotonic()
@@ -340,7 +340,7 @@ def converse(sampler: Sampler, lines, stopping: Callable[[], bool]) -> bool:
     length = 1 << (len(ids) + sampler.config.max_tokens - 1).bit_length()
     if length not in batchers:
       batchers[length] = sampler.batcher(
-        [dataclasses.replace(requests[0], max_tokens=length - len(ids))], len(requests)
+        [dataclasses.replace(requests[0], max_tokens=length - len(ids))]
       )
     done = sorted(batchers[length].run(requests), key=lambda one: one.number)
     for one in done:
