@@ -112,7 +112,11 @@ def _files(path: str, suffixes: Sequence[str]) -> list[Path]:
   else:
     files = [Path(file) for file in ([path] if Path(path).is_file() else glob.glob(path))]
   if not files:
-    raise ValueError(f"{path} matches no file of an evaluation set ({', '.join(suffixes)}).")
+    kind = f" ({', '.join(suffixes)})" if suffixes else ""
+    raise ValueError(
+      f"{path} matches no file of an evaluation set{kind}. Name the folder of the sets by "
+      "suite.folder, or the place of one by suite.sets.TASK.path."
+    )
   return sorted(files)
 
 

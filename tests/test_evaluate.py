@@ -147,7 +147,7 @@ def test_results_of_another_model_are_refused(world, capsys):
   [
     ({"tasks": "hellaswagg"}, "there is no task 'hellaswagg'"),
     ({"tasks": ""}, "name what to evaluate"),
-    ({"tasks": "winobias"}, "matches no file"),
+    ({"tasks": "winobias"}, "matches no file of an evaluation set. Name the folder"),
     ({"tasks": "lambada", "limit": 0}, "suite.limit is 0"),
     ({"tasks": "lambada", "corpus": "nowhere.txt"}, "nowhere.txt' matches no file"),
   ],

@@ -36,6 +36,19 @@ def test_a_recipe_gives_a_new_config_each_time():
   assert recipe("pretrain").train.steps != 214_577
 
 
+@pytest.mark.parametrize(
+  ("name", "remedy"),
+  [
+    ("continued", "train.main --config configs/quickstart.py"),
+    ("sft", "train.main --config configs/quickstart.py"),
+    ("quickstart_corpus", "data.corpus --config configs/corpus.py"),
+  ],
+)
+def test_a_folder_that_is_not_there_yet_is_named_with_what_makes_it(name, remedy, tmp_path):
+  with pytest.raises(ValueError, match=f"no (run|corpus) in '{tmp_path}/none'.*{remedy}"):
+    importlib.import_module(f"configs.{name}").get_config(f"{tmp_path}/none")
+
+
 def test_reference_run_derives_its_table():
   config = recipe("pretrain_37b")
   specs = param_specs(config.model)
