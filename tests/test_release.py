@@ -152,6 +152,7 @@ def test_a_card_of_an_imported_model_says_that_it_was(run, tmp_path):
   assert release.main([str(run), str(tmp_path / "out"), "--unsafe"]) == 0
   card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
   assert "not recorded: the model was imported." in card
+  assert "parameters, imported and written again by Straits." in card
   assert "how it was trained is in no file here" in card and "device-hours" not in card
 
 

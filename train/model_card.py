@@ -104,11 +104,13 @@ def card(
   energy = _energy(training, facts)
   safety = {task: found for task, found in tasks.items() if task in SAFETY}
   quality = {task: found for task, found in tasks.items() if task not in SAFETY}
+  origin = f"{weights['weights']} weights of step {weights['step']:,}, made with Straits"
+  if training is None:
+    origin = "imported and written again by Straits"
   parts = [
     _header(name, run, tasks, training, facts, energy),
     f"# {name}",
-    f"A decoder language model of {parameters / 1e6:,.1f}M parameters, {weights['weights']} "
-    f"weights of step {weights['step']:,}, made with Straits.",
+    f"A decoder language model of {parameters / 1e6:,.1f}M parameters, {origin}.",
   ]
   if unsafe:
     parts.append(
