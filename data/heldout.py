@@ -33,13 +33,11 @@ class EvaluationSet:
     batch: rows [R, seq_len]; R is a multiple of the batch size, the last rows may be padding.
     num_tokens: targets with loss weight 1: every token and end of document, each once.
     num_bytes: the UTF-8 bytes of the documents.
-    num_documents: how many there are.
   """
 
   batch: Batch
   num_tokens: int
   num_bytes: int
-  num_documents: int
 
 
 def windows(ids: np.ndarray, seq_len: int, stride: int) -> Iterator[Segment]:
@@ -87,4 +85,4 @@ def evaluation_set(
           rows.append(row)
   rows += packer.flush()
   rows += [[]] * (-len(rows) % batch_size)
-  return EvaluationSet(stack_rows(rows, config.seq_len), num_tokens, num_bytes, len(documents))
+  return EvaluationSet(stack_rows(rows, config.seq_len), num_tokens, num_bytes)

@@ -189,7 +189,6 @@ def evaluation_set(held_out: Sequence[curate.Kept], config: SftConfig) -> Evalua
     batch,
     int(batch["loss_weights"].sum()),
     sum(len(answer.encode("utf-8")) for answer in answers),
-    len(held_out),
   )
 
 
